@@ -1,0 +1,72 @@
+"""From a config, and perhaps a checkpoint, to a model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from mmsora.models.latent_diffusion import LatentDiffusion
+from mmsora.registry import MODELS
+from mmsora.utils.checkpoint import load_checkpoint, load_weights
+from mmsora.utils.config_check import check_config, config_from_dict, user_errors
+from mmsora.utils.config_names import load_config
+from mmsora.utils.user_error import UserError
+
+__all__ = ["build_model", "config_of"]
+
+
+def config_of(checkpoint: dict[str, Any], source: str | Path) -> Config:
+    """The config that a checkpoint was trained with.
+
+    Args:
+        checkpoint: Its content.
+        source: Its path, for the message.
+
+    Returns:
+        The config.
+
+    Raises:
+        UserError: It holds none.
+    """
+    try:
+        return config_from_dict(json.loads(checkpoint["meta"]["cfg"]))
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(f"checkpoint {source} holds no config; name one: CONFIG") from error
+
+
+def build_model(
+    config: str | Path | Config,
+    checkpoint: str | Path | None = None,
+    device: str = "cpu",
+    use_ema: bool = True,
+) -> LatentDiffusion:
+    """Build a model for inference.
+
+    Args:
+        config: A config, its path or its name.
+        checkpoint: Weights to load. Without them the denoiser is untrained.
+        device: Where the model goes.
+        use_ema: Take the averaged weights of the denoiser where the checkpoint has them.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        UserError: Config or checkpoint is missing or faulty, or they do not fit each other.
+    """
+    cfg = config if isinstance(config, Config) else load_config(str(config))
+    init_default_scope("mmsora")
+    check_config(cfg)
+    with user_errors():
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+    if checkpoint is not None:
+        content = load_checkpoint(checkpoint)
+        if "state_dict" not in content:
+            raise UserError(f"checkpoint {checkpoint} holds no state_dict of a MMSora model")
+        load_weights(model, content["state_dict"], checkpoint)
+        if use_ema and "ema" in content:
+            load_weights(model.denoiser, content["ema"], checkpoint)
+    return model.to(device).eval()

@@ -1,0 +1,112 @@
+"""What the output of a network means.
+
+At a fixed noisy ``x`` every prediction is affine in the data, so all of them are read off one
+pair, (data, noise), and guidance may act on that pair whatever the network predicts.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from mmsora.diffusion.level import Estimate, Level, expand
+from mmsora.diffusion.path import Path
+from mmsora.registry import SCHEDULERS
+
+__all__ = ["NoisePrediction", "Prediction", "VPrediction", "VelocityPrediction"]
+
+
+class Prediction(ABC):
+    """The meaning of a network's output."""
+
+    def check(self, path: Path) -> None:
+        """Refuse a path on which this prediction cannot be read.
+
+        Args:
+            path: The path of the process.
+
+        Raises:
+            ValueError: The path reaches a level where the data cannot be recovered.
+        """
+
+    def scale_input(self, x: Tensor, level: Level) -> Tensor:
+        """What the network sees at ``level``: ``x`` itself unless a prediction says otherwise."""
+        return x
+
+    @abstractmethod
+    def target(self, path: Path, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
+        """What the network ought to output, shaped like ``x0``."""
+
+    @abstractmethod
+    def estimate(self, path: Path, x: Tensor, output: Tensor, level: Level) -> Estimate:
+        """Read data and noise off the network's output at ``x``."""
+
+
+@SCHEDULERS.register_module()
+class NoisePrediction(Prediction):
+    """The network outputs the noise (DDPM, arXiv:2006.11239, equation 14)."""
+
+    def check(self, path: Path) -> None:
+        end = torch.tensor(path.t_noise, dtype=torch.float64)
+        if path.coefficients(end)[0] == 0:
+            raise ValueError(
+                f"NoisePrediction cannot recover the data where alpha = 0, and "
+                f"{type(path).__name__} starts there (t = {path.t_noise:g}); let the path end "
+                "earlier, as LinearPath(span=(0, 0.999)), or use VPrediction or "
+                "VelocityPrediction"
+            )
+
+    def target(self, path: Path, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
+        return noise
+
+    def estimate(self, path: Path, x: Tensor, output: Tensor, level: Level) -> Estimate:
+        return Estimate((x - level.sigma * output) / level.alpha, output)
+
+
+@SCHEDULERS.register_module()
+class VPrediction(Prediction):
+    """``v = alpha noise - sigma x0`` (Salimans and Ho 2022, arXiv:2202.00512, section 4)."""
+
+    def target(self, path: Path, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
+        return level.alpha * noise - level.sigma * x0
+
+    def estimate(self, path: Path, x: Tensor, output: Tensor, level: Level) -> Estimate:
+        _, alpha, sigma = level
+        norm = alpha**2 + sigma**2  # 1 on a variance-preserving path
+        return Estimate(
+            (alpha * x - sigma * output) / norm, (sigma * x + alpha * output) / norm
+        )
+
+
+@SCHEDULERS.register_module()
+class VelocityPrediction(Prediction):
+    """``dx/dt = alpha' x0 + sigma' noise`` (Lipman et al. 2022, arXiv:2210.02747).
+
+    Args:
+        sign: 1 for time that runs from data to noise, as here; -1 where a published network
+            counts it from noise to data, as SiT does.
+    """
+
+    def __init__(self, sign: int = 1) -> None:
+        if sign not in (1, -1):
+            raise ValueError(f"sign must be 1 or -1, got {sign}")
+        self.sign = sign
+
+    def target(self, path: Path, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
+        d_alpha, d_sigma = self._rates(path, x0, level)
+        return self.sign * (d_alpha * x0 + d_sigma * noise)
+
+    def estimate(self, path: Path, x: Tensor, output: Tensor, level: Level) -> Estimate:
+        _, alpha, sigma = level
+        d_alpha, d_sigma = self._rates(path, x, level)
+        velocity = self.sign * output
+        # Cramer's rule for x = alpha x0 + sigma noise, v = alpha' x0 + sigma' noise.
+        det = alpha * d_sigma - sigma * d_alpha
+        return Estimate(
+            (d_sigma * x - sigma * velocity) / det, (alpha * velocity - d_alpha * x) / det
+        )
+
+    @staticmethod
+    def _rates(path: Path, like: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        d_alpha, d_sigma = path.rates(level.t)
+        return expand(d_alpha, like), expand(d_sigma, like)

@@ -1,0 +1,94 @@
+"""Samples while training, to be looked at."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor
+
+from mmsora.engine.hooks.ema_hook import DenoiserEMAHook
+from mmsora.registry import HOOKS
+from mmsora.structures.video_sample import VideoSample
+from mmsora.utils.video_io import viewing_scale, write_image, write_video
+from mmsora.visualization.contact_sheet import contact_sheet, video_grid
+
+__all__ = ["SampleHook"]
+
+
+@HOOKS.register_module()
+class SampleHook(Hook):
+    """Samples the same clips of the averaged weights again and again.
+
+    Writes ``samples/iter_N.png``, a row of frames for each clip, and ``samples/iter_N.mp4``,
+    all clips side by side, into the run's directory.
+
+    Args:
+        interval: Iterations between samples; the end of training is always sampled.
+        labels: A clip for each of these classes; None for an unconditional model.
+        num_samples: How many clips when there are no labels.
+        seed: Of the noise; the same every time, so that pictures can be compared.
+        fps: Of the video.
+    """
+
+    priority = "LOW"
+
+    def __init__(
+        self,
+        interval: int = 1000,
+        labels: Sequence[int] | None = None,
+        num_samples: int = 8,
+        seed: int = 0,
+        fps: float = 8,
+    ) -> None:
+        self.interval, self.labels, self.seed, self.fps = interval, labels, seed, fps
+        self.num_samples = len(labels) if labels else num_samples
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: dict | None = None,
+    ) -> None:
+        """Sample at the interval and at the end."""
+        if self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner):
+            self.write(runner)
+
+    @master_only
+    def write(self, runner: Runner) -> None:
+        """Sample and write.
+
+        Args:
+            runner: The runner.
+        """
+        clips = self._sample(runner)
+        scale = viewing_scale(*clips.shape[-2:])
+        titles = [str(label) for label in self.labels] if self.labels else None
+        path = Path(runner.work_dir) / "samples" / f"iter_{runner.iter + 1:06d}"
+        write_image(path.with_suffix(".png"), contact_sheet(clips, titles, scale=scale))
+        grid = video_grid(clips, titles, scale=scale)
+        write_video(path.with_suffix(".mp4"), grid, fps=self.fps)
+        runner.logger.info(f"samples written to {path}.png and .mp4")
+
+    def _sample(self, runner: Runner) -> Tensor:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        labels = self.labels or [None] * self.num_samples
+        samples = [
+            VideoSample(index=i) if label is None else VideoSample(index=i, label=label)
+            for i, label in enumerate(labels)
+        ]
+        with ExitStack() as stack:
+            for hook in runner.hooks:
+                if isinstance(hook, DenoiserEMAHook):
+                    stack.enter_context(hook.applied())
+            if hasattr(runner.optim_wrapper, "autocast"):
+                stack.enter_context(runner.optim_wrapper.autocast())
+            model.eval()
+            clips = model.predict(samples, seed=self.seed)
+            model.train()
+        return clips.cpu()

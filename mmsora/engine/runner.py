@@ -1,0 +1,160 @@
+"""MMEngine's Runner with the smallest set of repairs that training needs."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.device import get_device
+from mmengine.dist import is_distributed, master_only
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import distributed, nn
+
+from mmsora.registry import RUNNERS
+from mmsora.utils.checkpoint import load_checkpoint, load_weights, plain, save_checkpoint
+from mmsora.utils.config_check import config_diff, config_dict
+from mmsora.version import __version__
+
+__all__ = ["SoraRunner"]
+
+# What each launcher calls the rank, the world size and the rank on this machine.
+LAUNCHERS = {
+    "pytorch": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    "mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+}
+
+
+@RUNNERS.register_module()
+class SoraRunner(Runner):
+    """Runs any config that MMEngine's own Runner runs, and besides
+
+    * several processes without a GPU, over gloo;
+    * checkpoints of plain types that load without running code, written whole or not at all,
+      with the resolved config inside;
+    * a resume that says what changed in the config.
+    """
+
+    def setup_env(self, env_cfg: dict) -> None:
+        """Join the other processes, over gloo where there is no GPU."""
+        if self.distributed and not is_distributed() and not torch.cuda.is_available():
+            names = LAUNCHERS[self.launcher]
+            for ours, theirs in zip(LAUNCHERS["pytorch"], names, strict=True):
+                os.environ.setdefault(ours, os.environ.get(theirs, ""))
+            os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+            os.environ.setdefault("MASTER_PORT", "29500")
+            distributed.init_process_group("gloo")
+        super().setup_env(env_cfg)
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Wrap for data parallelism; without a GPU there is no device number to give."""
+        if self.distributed and model_wrapper_cfg is None and get_device() == "cpu":
+            model_wrapper_cfg = {
+                "type": "MMDistributedDataParallel",
+                "device_ids": None,
+                "broadcast_buffers": False,
+            }
+        return super().wrap_model(model_wrapper_cfg, model)
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without its wrapper."""
+        return self.model.module if is_model_wrapper(self.model) else self.model
+
+    @property
+    def resolved_config(self) -> dict[str, Any]:
+        """The config as plain types, made once."""
+        if not hasattr(self, "_resolved_config"):
+            self._resolved_config = config_dict(self.cfg)
+        return self._resolved_config
+
+    @master_only
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: dict | None = None,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        meta: dict | None = None,
+        by_epoch: bool = False,
+        backend_args: dict | None = None,
+    ) -> None:
+        """Write a checkpoint of plain types, whole or not at all.
+
+        Args:
+            out_dir: Directory.
+            filename: Name in it.
+            file_client_args: Unused, as ``backend_args``: checkpoints are local files.
+            save_optimizer: Whether the optimizer's state goes in.
+            save_param_scheduler: Whether the schedulers' states go in.
+            meta: What else to note.
+            by_epoch: Unused: iterations are what is counted.
+            backend_args: Unused.
+        """
+        hub = self.message_hub.state_dict()
+        info = plain(hub["runtime_info"])
+        info.pop("cfg", None)  # stands in meta
+        checkpoint = {
+            "meta": {
+                "epoch": self.epoch,
+                "iter": self.iter + 1,
+                "cfg": json.dumps(self.resolved_config),
+                "seed": self.seed,
+                "experiment_name": self.experiment_name,
+                "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+                "mmsora_version": __version__,
+                "dataset_meta": plain(getattr(self.train_dataloader.dataset, "metainfo", None)),
+                **(meta or {}),
+            },
+            "state_dict": plain(self.bare_model.state_dict()),
+            "message_hub": {
+                "log_scalars": {},
+                "runtime_info": info,
+                "resumed_keys": {k: v for k, v in hub["resumed_keys"].items() if k in info},
+            },
+        }
+        if save_optimizer:
+            checkpoint["optimizer"] = plain(self.optim_wrapper.state_dict())
+        if save_param_scheduler and self.param_schedulers is not None:
+            checkpoint["param_schedulers"] = [plain(s.state_dict()) for s in self.param_schedulers]
+        self.call_hook("before_save_checkpoint", checkpoint=checkpoint)
+        save_checkpoint(checkpoint, Path(out_dir) / filename)
+
+    def load_checkpoint(
+        self,
+        filename: str,
+        map_location: Any = "cpu",
+        strict: bool = True,
+        revise_keys: Any = (),
+    ) -> dict[str, Any]:
+        """Load weights; hooks see the checkpoint first.
+
+        Args:
+            filename: The file.
+            map_location: Unused: files are read to the CPU, so that resuming takes no memory of
+                the GPU twice.
+            strict: Unused: what does not fit is an error that names it.
+            revise_keys: Unused.
+
+        Returns:
+            The checkpoint.
+        """
+        checkpoint = load_checkpoint(filename)
+        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        load_weights(self.bare_model, checkpoint["state_dict"], filename)
+        self._has_loaded = True
+        self.logger.info(f"loaded {filename}")
+        return checkpoint
+
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Go on where a checkpoint stopped, and say what changed in the config since."""
+        then = json.loads(load_checkpoint(filename)["meta"]["cfg"])
+        changes = config_diff(then, self.resolved_config)
+        if changes:
+            lines = "\n  ".join(changes)
+            self.logger.warning(f"the config changed since {filename} was written:\n  {lines}")
+        super().resume(filename, *args, **{**kwargs, "map_location": "cpu"})

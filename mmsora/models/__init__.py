@@ -1,0 +1,10 @@
+"""Networks, and the model that puts them together."""
+
+from mmsora.utils.discovery import exports
+
+_found: dict[str, object] = {}
+for _package in ("conditioners", "denoisers", "vaes"):
+    _found |= exports(f"{__name__}.{_package}", [f"{__path__[0]}/{_package}"])
+_found |= exports(__name__, __path__)
+globals().update(_found)
+__all__ = sorted(_found)

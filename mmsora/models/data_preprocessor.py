@@ -1,0 +1,34 @@
+"""From a list of uint8 clips to one batch of numbers on the device."""
+
+from typing import Any
+
+import torch
+from mmengine.model import BaseDataPreprocessor
+
+from mmsora.registry import MODELS
+
+__all__ = ["VideoPreprocessor"]
+
+
+@MODELS.register_module()
+class VideoPreprocessor(BaseDataPreprocessor):
+    """Stacks clips, moves them as uint8, then scales to [-1, 1] on the device."""
+
+    def __init__(self) -> None:
+        super().__init__(non_blocking=True)
+
+    def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        """Make a batch.
+
+        Args:
+            data: ``inputs``, a list of uint8 clips (C, T, H, W) of one size or their stack, and
+                ``data_samples``, a list of annotations, which stay as they are.
+            training: Unused: what is done to clips is the same in training and testing.
+
+        Returns:
+            ``inputs`` (B, C, T, H, W) in [-1, 1] and ``data_samples``.
+        """
+        inputs = data["inputs"]
+        batch = inputs if isinstance(inputs, torch.Tensor) else torch.stack(list(inputs))
+        batch = batch.to(self.device, non_blocking=True).float() / 127.5 - 1
+        return {"inputs": batch, "data_samples": data["data_samples"]}

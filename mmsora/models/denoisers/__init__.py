@@ -1,0 +1,10 @@
+"""Denoisers: networks ``denoiser(x, clock, **cond)`` that know nothing of diffusion.
+
+A new one is a file here: it is found by looking.
+"""
+
+from mmsora.utils.discovery import exports
+
+_found = exports(__name__, __path__)
+globals().update(_found)
+__all__ = sorted(_found)

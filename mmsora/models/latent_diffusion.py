@@ -1,0 +1,155 @@
+"""The model that is trained: the one place where VAE, conditioner, denoiser and process meet."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.logging import MessageHub
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from mmsora.diffusion.process import Diffusion
+from mmsora.models.conditioners.conditioner import Conditioner
+from mmsora.registry import CONDITIONERS, DENOISERS, MODELS, SCHEDULERS, VAES
+from mmsora.structures.video_sample import VideoSample
+from mmsora.utils.draws import Draws
+
+__all__ = ["LatentDiffusion"]
+
+
+@MODELS.register_module()
+class LatentDiffusion(BaseModel):
+    """Diffusion in the latent space of a VAE, for any denoiser and any process.
+
+    Args:
+        denoiser: Config of the network.
+        diffusion: Config of the process.
+        vae: Config of the VAE.
+        conditioner: Config of what the denoiser is told; None for an unconditional model.
+        data_preprocessor: Config of what makes a batch of clips.
+    """
+
+    denoiser: nn.Module
+    vae: nn.Module
+    conditioner: Conditioner | None
+
+    def __init__(
+        self,
+        denoiser: dict,
+        diffusion: dict,
+        vae: dict,
+        conditioner: dict | None = None,
+        data_preprocessor: dict | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor or {"type": "mmsora.VideoPreprocessor"})
+        self.denoiser = DENOISERS.build(denoiser)
+        self.vae = VAES.build(vae).requires_grad_(False)
+        self.conditioner = CONDITIONERS.build(conditioner) if conditioner else None
+        self.diffusion: Diffusion = SCHEDULERS.build(diffusion)
+        self._check_classes()
+
+    def _check_classes(self) -> None:
+        told = getattr(self.conditioner, "num_classes", 0)
+        known = getattr(self.denoiser, "num_classes", told)
+        if told != known:
+            raise ValueError(
+                f"the conditioner has num_classes={told} and the denoiser num_classes={known}; "
+                "they must be equal"
+            )
+
+    def init_weights(self) -> None:
+        """Load what parts read from files. The denoiser was initialised when it was made."""
+        for part in (self.vae, self.conditioner):
+            if hasattr(part, "init_weights"):
+                part.init_weights()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.denoiser.parameters()).device
+
+    def forward(
+        self, inputs: Tensor, data_samples: Sequence[VideoSample], mode: str = "tensor"
+    ) -> Any:
+        """MMEngine's entry.
+
+        Args:
+            inputs: Videos (B, C, T, H, W) in [-1, 1].
+            data_samples: Their annotations; ``index`` is needed for training.
+            mode: ``loss`` gives the losses of a training step, ``predict`` samples of the
+                annotations' conditions, ``tensor`` the latents.
+
+        Returns:
+            A dict of losses (B,), uint8 videos (B, C, T, H, W) or latents.
+
+        Raises:
+            ValueError: Another mode.
+        """
+        if mode == "loss":
+            return self.loss(inputs, data_samples, self._training_draws(data_samples))
+        if mode == "predict":
+            return self.predict(data_samples)
+        if mode == "tensor":
+            return self.vae.encode(inputs)
+        raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got {mode!r}")
+
+    @staticmethod
+    def _training_draws(samples: Sequence[VideoSample]) -> Draws:
+        hub = MessageHub.get_current_instance()
+        seed, step = hub.get_info("seed"), hub.get_info("iter")
+        if seed is None or step is None:
+            raise RuntimeError(
+                "no seed or iteration in MMEngine's MessageHub: outside of a Runner call "
+                "loss(inputs, data_samples, Draws(seed, indices, step))"
+            )
+        return Draws(seed, [sample.index for sample in samples], step)
+
+    def loss(
+        self, inputs: Tensor, data_samples: Sequence[VideoSample], draws: Draws
+    ) -> dict[str, Tensor]:
+        """The losses of a training step.
+
+        Args:
+            inputs: Videos (B, C, T, H, W) in [-1, 1].
+            data_samples: Their annotations.
+            draws: Their random numbers at this step.
+
+        Returns:
+            ``loss_diffusion`` of each sample, (B,).
+        """
+        with torch.no_grad():
+            x0 = self.vae.encode(inputs)
+        cond = self._condition(data_samples, draws)
+        return {"loss_diffusion": self.diffusion.loss(self.denoiser, x0, cond, draws)}
+
+    def _condition(
+        self, samples: Sequence[VideoSample], draws: Draws | None = None
+    ) -> dict[str, Tensor]:
+        if self.conditioner is None:
+            return {}
+        return self._here(self.conditioner(samples, draws))
+
+    def _here(self, cond: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {k: v.to(self.device, non_blocking=True) for k, v in cond.items()}
+
+    @torch.no_grad()
+    def predict(self, data_samples: Sequence[VideoSample], seed: int = 0) -> Tensor:
+        """Sample videos. Each depends on its annotation and (seed, its index) alone.
+
+        Args:
+            data_samples: What to sample; ``index`` tells samples of one condition apart.
+            seed: Of the noise.
+
+        Returns:
+            uint8 videos, (B, C, T, H, W).
+        """
+        batch = len(data_samples)
+        draws = Draws(seed, [sample.index for sample in data_samples])
+        shape = (batch, self.denoiser.in_channels, *self.denoiser.size)
+        noise = draws.normal("start", torch.empty(shape, device=self.device))
+        null = self._here(self.conditioner.null(batch)) if self.conditioner else None
+        latent = self.diffusion.sample(
+            self.denoiser, noise, self._condition(data_samples), null, draws
+        )
+        video = self.vae.decode(latent)
+        return (video * 127.5 + 128).clamp(0, 255).to(torch.uint8)  # rounds half up

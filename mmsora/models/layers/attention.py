@@ -1,0 +1,69 @@
+"""Attention: one module, over any axis, behind one dispatcher."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmsora.models.layers.linear import linear
+
+__all__ = ["Attention", "attend"]
+
+# On CPUs the fused kernel loses to plain matrix products for short sequences and for bfloat16.
+CPU_FUSED_LENGTH = 64
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention by whichever implementation is fastest for the input.
+
+    Args:
+        q: Queries, (..., heads, tokens, head_dim).
+        k: Keys, shaped like ``q``.
+        v: Values, shaped like ``q``.
+
+    Returns:
+        Shaped like ``q``.
+    """
+    on_cpu = q.device.type == "cpu"
+    if on_cpu and (q.dtype != torch.float32 or q.shape[-2] < CPU_FUSED_LENGTH):
+        return _plain(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return scores.softmax(-1).to(v.dtype) @ v
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention along one axis of the tokens; all other axes are batch.
+
+    Args:
+        width: Width of the tokens.
+        heads: Number of heads.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not divisible by heads {heads}")
+        self.heads = heads
+        self.qkv = linear(width, 3 * width)
+        self.proj = linear(width, width)
+
+    def forward(self, x: Tensor, axis: int) -> Tensor:
+        """Attend.
+
+        Args:
+            x: Tokens, (B, T, N, width).
+            axis: 1 to attend along time, 2 within a frame.
+
+        Returns:
+            Shaped like ``x``.
+        """
+        batch, frames, tokens, width = x.shape
+        qkv = self.qkv(x).view(batch, frames, tokens, 3, self.heads, width // self.heads)
+        # Only the attention itself is folded: (B, the other axis, heads, this axis, head_dim).
+        order = (3, 0, 1, 4, 2, 5) if axis == 2 else (3, 0, 2, 4, 1, 5)
+        out = attend(*qkv.permute(order).unbind(0))
+        back = (0, 1, 3, 2, 4) if axis == 2 else (0, 3, 1, 2, 4)
+        return self.proj(out.permute(back).reshape(batch, frames, tokens, width))

@@ -1,0 +1,19 @@
+"""Mistakes of the user, as opposed to mistakes of ours."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """A mistake of the user: commands print it as one line and exit with code 2."""
+
+
+@contextmanager
+def user_errors_as_one_line() -> Iterator[None]:
+    """Ends the process with code 2 and one line on stderr when a ``UserError`` escapes."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
