@@ -1,10 +1,92 @@
 """Tests run on one thread and without a network."""
 
+import importlib.util
+import itertools
 import os
+from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts its threads
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "model.denoiser.width": 16,
+    "model.denoiser.depth": 2,
+    "model.denoiser.heads": 2,
+    "model.denoiser.size": (2, 8, 8),
+    "model.diffusion.grid.num_steps": 3,
+    "train_dataloader.batch_size": 4,
+    "train_dataloader.dataset.num_frames": 2,
+    "train_dataloader.dataset.frame_size": 8,
+    "train_cfg.max_iters": 6,
+    "optim_wrapper.optimizer.lr": 1e-2,  # so that a few steps show
+    "param_scheduler.0.end": 2,
+    "param_scheduler.1.begin": 2,
+    "param_scheduler.1.end": 6,
+    "default_hooks.telemetry.interval": 1,
+    "default_hooks.logger.interval": 1,
+    "log_processor.window_size": 1,
+}
+_names = (f"test_{number}" for number in itertools.count())
+
+
+def tiny(work_dir, changes=None, samples=False):
+    """The quickstart's config, so small that an iteration takes milliseconds.
+
+    MMEngine's log, message hub and visualizer are global and go by ``experiment_name``, so each
+    config has its own.
+    """
+    from mmsora.utils.config_check import apply_overrides
+    from mmsora.utils.config_names import load_config
+
+    cfg = load_config("latte_moving_digits")
+    apply_overrides(cfg, TINY | (changes or {}))
+    if not samples:
+        cfg.custom_hooks = [hook for hook in cfg.custom_hooks if "labels" not in hook]
+    cfg.work_dir, cfg.experiment_name = str(work_dir), next(_names)
+    return cfg
+
+
+@pytest.fixture(scope="session")
+def tiny_options():
+    """The changes that make the quickstart's config tiny, by dotted key."""
+    return dict(TINY)
+
+
+@pytest.fixture
+def tiny_config(tmp_path):
+    """Call it with changes by dotted key, and ``samples=True`` to keep the SampleHook."""
+
+    def make(changes=None, work_dir=tmp_path / "run", samples=False):
+        return tiny(work_dir, changes, samples)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """The directory of a run of six iterations, with iter_3.pth and iter_6.pth."""
+    from mmsora.registry import RUNNERS
+
+    work_dir = tmp_path_factory.mktemp("tiny") / "run"
+    cfg = tiny(work_dir, {"default_hooks.checkpoint.interval": 3})
+    RUNNERS.build(cfg).train()
+    return work_dir
+
+
+@pytest.fixture(scope="session")
+def tool():
+    """Call it with a name to get ``tools/NAME.py`` as a module."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / f"tools/{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load

@@ -9,7 +9,13 @@ from mmengine.hooks import (
 )
 from mmengine.runner import LogProcessor
 
-from mmsora.engine import InterruptHook, MeanLossHook, SafeCheckpointHook, SoraRunner, TelemetryHook
+from mmsora.engine import (
+    InterruptHook,
+    MeanLossHook,
+    SafeCheckpointHook,
+    SoraRunner,
+    TelemetryHook,
+)
 
 default_scope = "mmsora"
 runner_type = SoraRunner

@@ -14,7 +14,7 @@ from mmsora.utils.config_check import check_config, config_from_dict, user_error
 from mmsora.utils.config_names import load_config
 from mmsora.utils.user_error import UserError
 
-__all__ = ["build_model", "config_of"]
+__all__ = ["build_model", "config_of", "fill"]
 
 
 def config_of(checkpoint: dict[str, Any], source: str | Path) -> Config:
@@ -40,15 +40,14 @@ def build_model(
     config: str | Path | Config,
     checkpoint: str | Path | None = None,
     device: str = "cpu",
-    use_ema: bool = True,
 ) -> LatentDiffusion:
     """Build a model for inference.
 
     Args:
         config: A config, its path or its name.
-        checkpoint: Weights to load. Without them the denoiser is untrained.
+        checkpoint: Weights to load, the averaged ones of the denoiser where there are any.
+            Without it the denoiser is untrained.
         device: Where the model goes.
-        use_ema: Take the averaged weights of the denoiser where the checkpoint has them.
 
     Returns:
         The model, in eval mode.
@@ -63,10 +62,26 @@ def build_model(
         model = MODELS.build(cfg.model)
         model.init_weights()
     if checkpoint is not None:
-        content = load_checkpoint(checkpoint)
-        if "state_dict" not in content:
-            raise UserError(f"checkpoint {checkpoint} holds no state_dict of a MMSora model")
-        load_weights(model, content["state_dict"], checkpoint)
-        if use_ema and "ema" in content:
-            load_weights(model.denoiser, content["ema"], checkpoint)
+        fill(model, load_checkpoint(checkpoint), checkpoint)
     return model.to(device).eval()
+
+
+def fill(
+    model: LatentDiffusion, content: dict[str, Any], source: str | Path, use_ema: bool = True
+) -> None:
+    """Put the weights of a checkpoint into a model.
+
+    Args:
+        model: The model.
+        content: The checkpoint's content.
+        source: Its path, for messages.
+        use_ema: Take the averaged weights of the denoiser where there are any.
+
+    Raises:
+        UserError: The checkpoint holds no weights of such a model.
+    """
+    if "state_dict" not in content:
+        raise UserError(f"checkpoint {source} holds no state_dict of a MMSora model")
+    load_weights(model, content["state_dict"], source)
+    if use_ema and "ema" in content:
+        load_weights(model.denoiser, content["ema"], source)

@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from mmsora.apis.build import build_model, config_of
+from mmsora.apis.build import build_model, config_of, fill
 from mmsora.structures.video_sample import VideoSample
 from mmsora.utils.checkpoint import load_checkpoint
 from mmsora.utils.user_error import UserError
@@ -32,10 +32,10 @@ class Inferencer:
         device: str | None = None,
         use_ema: bool = True,
     ) -> None:
-        if config is None:
-            config = config_of(load_checkpoint(checkpoint), checkpoint)
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = build_model(config, checkpoint, self.device, use_ema)
+        content = load_checkpoint(checkpoint)
+        self.model = build_model(config_of(content, checkpoint) if config is None else config)
+        fill(self.model, content, checkpoint, use_ema)
+        self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def __call__(
         self,
@@ -71,9 +71,7 @@ class Inferencer:
                 progress(min(start + batch_size, len(samples)))
         return torch.cat(videos)
 
-    def _samples(
-        self, labels: Sequence[int] | None, num_samples: int | None
-    ) -> list[VideoSample]:
+    def _samples(self, labels: Sequence[int] | None, num_samples: int | None) -> list[VideoSample]:
         classes = getattr(self.model.conditioner, "num_classes", 0)
         if labels and not classes:
             raise UserError("the model is unconditional: it takes no labels, use num_samples")

@@ -33,8 +33,7 @@ class Path(ABC):
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """``d alpha / dt`` and ``d sigma / dt`` in float64, shaped like ``t``."""
         t = t.double().contiguous()
-        _, (alpha, sigma) = torch.func.jvp(self.coefficients, (t,), (torch.ones_like(t),))
-        return alpha, sigma
+        return torch.func.jvp(self.coefficients, (t,), (torch.ones_like(t),))[1]
 
     def clock(self, t: Tensor) -> Tensor:
         """The number that the network is told at time ``t``, shaped like ``t``."""
@@ -99,6 +98,8 @@ class DiscretePath(Path):
     def __init__(self, betas: str = "linear", num_levels: int = 1000) -> None:
         if betas != "linear":
             raise ValueError(f"unknown table of betas {betas!r}; there is 'linear'")
+        if num_levels < 20:
+            raise ValueError(f"a linear table has at least 20 levels, not {num_levels}: beta > 1")
         scale = 1000 / num_levels
         table = torch.linspace(scale * 1e-4, scale * 0.02, num_levels, dtype=torch.float64)
         alpha_bar = torch.cat([table.new_ones(1), (1 - table).cumprod(0)])

@@ -73,9 +73,7 @@ class VPrediction(Prediction):
     def estimate(self, path: Path, x: Tensor, output: Tensor, level: Level) -> Estimate:
         _, alpha, sigma = level
         norm = alpha**2 + sigma**2  # 1 on a variance-preserving path
-        return Estimate(
-            (alpha * x - sigma * output) / norm, (sigma * x + alpha * output) / norm
-        )
+        return Estimate((alpha * x - sigma * output) / norm, (sigma * x + alpha * output) / norm)
 
 
 @SCHEDULERS.register_module()

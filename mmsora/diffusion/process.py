@@ -93,9 +93,7 @@ class Diffusion:
             self.prediction.scale_input(x, level), clock.to(x.device, non_blocking=True), **cond
         )
 
-    def loss(
-        self, network: Network, x0: Tensor, cond: Condition, draws: RandomNumbers
-    ) -> Tensor:
+    def loss(self, network: Network, x0: Tensor, cond: Condition, draws: RandomNumbers) -> Tensor:
         """The training loss.
 
         Args:

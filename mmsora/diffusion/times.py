@@ -45,7 +45,8 @@ class LogitNormalTimes(Times):
 
     def __call__(self, path: Path, draws: RandomNumbers) -> Tensor:
         normal = torch.special.ndtri(draws.uniform("times").clamp_min(2.0**-54))
-        return path.time_at(torch.sigmoid(self.mean + self.std * normal))
+        fraction = torch.sigmoid(self.mean + self.std * normal)
+        return path.time_at(fraction.clamp_max(1 - 2.0**-53))  # a wide one rounds up to 1
 
 
 class Grid(ABC):

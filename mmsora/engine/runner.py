@@ -3,6 +3,7 @@
 import json
 import os
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import distributed, nn
 
 from mmsora.registry import RUNNERS
 from mmsora.utils.checkpoint import load_checkpoint, load_weights, plain, save_checkpoint
-from mmsora.utils.config_check import config_diff, config_dict
+from mmsora.utils.config_check import config_dict, config_diff
 from mmsora.version import __version__
 
 __all__ = ["SoraRunner"]
@@ -57,7 +58,13 @@ class SoraRunner(Runner):
                 "device_ids": None,
                 "broadcast_buffers": False,
             }
-        return super().wrap_model(model_wrapper_cfg, model)
+        with warnings.catch_warnings():  # MMEngine's spelling of an option, new in torch 2.12
+            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+            return super().wrap_model(model_wrapper_cfg, model)
+
+    def get_hooks_info(self) -> str:
+        """The hooks by name, in one line where MMEngine prints a page."""
+        return ", ".join(type(hook).__name__ for hook in self.hooks)
 
     @property
     def bare_model(self) -> nn.Module:

@@ -1,7 +1,7 @@
 """The model that is trained: the one place where VAE, conditioner, denoiser and process meet."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from mmengine.logging import MessageHub
@@ -10,11 +10,19 @@ from torch import Tensor, nn
 
 from mmsora.diffusion.process import Diffusion
 from mmsora.models.conditioners.conditioner import Conditioner
+from mmsora.models.vaes.vae import VAE
 from mmsora.registry import CONDITIONERS, DENOISERS, MODELS, SCHEDULERS, VAES
 from mmsora.structures.video_sample import VideoSample
 from mmsora.utils.draws import Draws
 
-__all__ = ["LatentDiffusion"]
+__all__ = ["Denoiser", "LatentDiffusion"]
+
+
+class Denoiser(Protocol):
+    """What a denoiser must have besides being a module ``denoiser(x, clock, **cond)``."""
+
+    in_channels: int
+    size: tuple[int, int, int]  # frames, height and width of the latents it is made for
 
 
 @MODELS.register_module()
@@ -30,7 +38,7 @@ class LatentDiffusion(BaseModel):
     """
 
     denoiser: nn.Module
-    vae: nn.Module
+    vae: VAE
     conditioner: Conditioner | None
 
     def __init__(
@@ -43,7 +51,8 @@ class LatentDiffusion(BaseModel):
     ) -> None:
         super().__init__(data_preprocessor or {"type": "mmsora.VideoPreprocessor"})
         self.denoiser = DENOISERS.build(denoiser)
-        self.vae = VAES.build(vae).requires_grad_(False)
+        self.vae = VAES.build(vae)
+        self.vae.requires_grad_(False)
         self.conditioner = CONDITIONERS.build(conditioner) if conditioner else None
         self.diffusion: Diffusion = SCHEDULERS.build(diffusion)
         self._check_classes()
@@ -59,9 +68,9 @@ class LatentDiffusion(BaseModel):
 
     def init_weights(self) -> None:
         """Load what parts read from files. The denoiser was initialised when it was made."""
-        for part in (self.vae, self.conditioner):
-            if hasattr(part, "init_weights"):
-                part.init_weights()
+        self.vae.init_weights()
+        if self.conditioner is not None:
+            self.conditioner.init_weights()
 
     @property
     def device(self) -> torch.device:
@@ -145,7 +154,8 @@ class LatentDiffusion(BaseModel):
         """
         batch = len(data_samples)
         draws = Draws(seed, [sample.index for sample in data_samples])
-        shape = (batch, self.denoiser.in_channels, *self.denoiser.size)
+        made_for = cast(Denoiser, self.denoiser)
+        shape = (batch, made_for.in_channels, *made_for.size)
         noise = draws.normal("start", torch.empty(shape, device=self.device))
         null = self._here(self.conditioner.null(batch)) if self.conditioner else None
         latent = self.diffusion.sample(

@@ -71,8 +71,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is empty"
-        raise UserError(f"checkpoint {path} cannot be read, it is truncated or no checkpoint: "
-                        f"{reason}") from error
+        raise UserError(
+            f"checkpoint {path} cannot be read, it is truncated or no checkpoint: {reason}"
+        ) from error
     if not isinstance(content, dict):
         raise UserError(f"checkpoint {path} holds a {type(content).__name__}, not a dict")
     return content

@@ -1,7 +1,4 @@
-"""``--cfg-options key=value``: MMEngine's syntax, read without importing MMEngine.
-
-    parser.add_argument("--cfg-options", nargs="+", type=key_value, metavar="KEY=VALUE")
-"""
+"""``--cfg-options key=value``: MMEngine's syntax, read without importing MMEngine."""
 
 import argparse
 from collections.abc import Iterator
@@ -11,7 +8,7 @@ OPENERS = {"(": ")", "[": "]"}
 QUOTES = "'\""
 
 
-def key_value(text: str) -> tuple[str, Any]:
+def key_values(text: str) -> tuple[str, Any]:
     """Reads one option.
 
     Values are numbers, ``True``, ``False``, ``None``, strings (quote them to keep ``"1"`` one),
@@ -31,7 +28,9 @@ def key_value(text: str) -> tuple[str, Any]:
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form key=value")
     if not all(key.split(".")):
-        raise argparse.ArgumentTypeError(f"{text!r}: {key!r} is not a dotted key such as model.vae")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: {key!r} is not a dotted key such as model.vae"
+        )
     try:
         return key, _value(value)
     except ValueError as error:

@@ -107,7 +107,8 @@ def read_video(path: str | Path) -> tuple[np.ndarray, float]:
         path: A file of any format that FFmpeg knows.
 
     Returns:
-        uint8 (T, H, W, 3) and the mean number of frames per second.
+        uint8 (T, H, W, 3) and the mean number of frames per second (of a plain PNG, which has
+        none, what FFmpeg supposes).
 
     Raises:
         MediaError: The file cannot be opened, holds no video, or is damaged.
@@ -117,8 +118,11 @@ def read_video(path: str | Path) -> tuple[np.ndarray, float]:
             if not container.streams.video:
                 raise MediaError(path, "no video stream")
             stream = container.streams.video[0]
-            frames = [_pixels(path, frame) for frame in container.decode(stream)]
-            rate = stream.average_rate
+            frames, stamps = [], []
+            for frame in container.decode(stream):
+                frames.append(_pixels(path, frame))
+                stamps.append(frame.pts)
+            rate = _mean_rate(stamps, stream)
     except (av.FFmpegError, OSError) as error:
         raise MediaError(path, error.strerror or error) from error
     if not frames or not rate:
@@ -131,6 +135,13 @@ def _pixels(path: str | Path, frame: Any) -> np.ndarray:
     if frame.is_corrupt:
         raise MediaError(path, f"frame at {frame.time} s is damaged")
     return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+
+
+def _mean_rate(stamps: list[Any], stream: Any) -> Fraction | None:
+    """Frames per second by the frames' own times, else by what the container claims."""
+    if len(stamps) > 1 and None not in stamps and stamps[-1] > stamps[0]:
+        return (len(stamps) - 1) / ((stamps[-1] - stamps[0]) * stream.time_base)
+    return stream.average_rate
 
 
 def _as_uint8(values: np.ndarray | Tensor) -> np.ndarray:

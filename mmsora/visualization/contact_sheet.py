@@ -117,8 +117,9 @@ def _lay_out(
     if not texts or gutter > beside:
         gutter, line = 0, math.ceil(1.3 * size) if texts else 0
     pitch_x, pitch_y = gutter + width + MARGIN, line + height + MARGIN
-    fitting = round(math.sqrt(count * ASPECT * pitch_y / pitch_x))
-    columns = min(columns or max(fitting, 1), count)
+    if columns is None:  # as many rows as give the aspect, then as few columns as fill them
+        columns = math.ceil(count / max(round(math.sqrt(count * pitch_x / pitch_y / ASPECT)), 1))
+    columns = min(columns, count)
     rows = math.ceil(count / columns)
     image = Image.new("RGB", (columns * pitch_x + MARGIN, rows * pitch_y + MARGIN), PAPER)
     corners = [

@@ -78,7 +78,7 @@ PAIRS = {
     "table, noise": (*TABLE, D.NoisePrediction()),
 }
 SOLVERS = {
-    "euler": (D.Euler(), 100),
+    "euler": (D.Euler(), 400),
     "euler, half noise": (D.Euler(eta=0.5), 200),
     "heun": (D.Heun(), 50),
     "ancestral": (D.Ancestral(), 400),
@@ -94,11 +94,9 @@ def test_sampling_gives_the_data(path, time, prediction, solver, steps):
     diffusion = process(path, prediction, solver, steps)
     x = diffusion.sample(ideal_network(time, prediction), noise, {}, None, draws)
 
-    # By channel, in standard deviations of the data; those of the noise itself are out of it.
-    error = (x.mean((0, 2, 3, 4), keepdim=True) - MEAN) / STD
-    spread = x.std((0, 2, 3, 4), keepdim=True) / STD
-    assert error.abs().max() < 0.05
-    assert (spread - 1).abs().max() < 0.03
+    whitened = (x - MEAN) / STD
+    assert whitened.mean((0, 2, 3, 4)).abs().max() < 0.05
+    assert (whitened.std((0, 2, 3, 4)) - 1).abs().max() < 0.045
 
 
 @each_pair
@@ -110,7 +108,7 @@ def test_the_flow_ends_where_it_must(path, time, prediction, solver):
     diffusion = process(path, prediction, solver, steps)
     x = diffusion.sample(ideal_network(time, prediction), noise, {}, None, draws)
 
-    assert ((x - MEAN) / STD - noise).abs().max() < 0.05
+    assert ((x - MEAN) / STD - noise).abs().max() < 0.04
 
 
 @pytest.mark.parametrize(("solver", "order"), [(D.Euler(), 1), (D.Heun(), 2)])

@@ -47,14 +47,10 @@ def ours(path, prediction, solver, grid):
 
 def theirs(scheduler, **options):
     x, generator = start(), torch.Generator().manual_seed(1)
-    if not isinstance(scheduler, D_FLOW):
-        options["generator"] = generator
     for t in scheduler.timesteps:
-        x = scheduler.step(network(x, t.expand(len(x))), t, x, **options).prev_sample
+        output = network(x, t.expand(len(x)))
+        x = scheduler.step(output, t, x, generator=generator, **options).prev_sample
     return x
-
-
-D_FLOW = (diffusers.FlowMatchEulerDiscreteScheduler, diffusers.FlowMatchHeunDiscreteScheduler)
 
 
 def assert_equal(actual, expected):
@@ -85,7 +81,7 @@ def test_euler_is_ddim(name, prediction, eta, spacing):
     assert_equal(actual, theirs(scheduler, eta=eta))
 
 
-@pytest.mark.parametrize("steps", [10, STEPS, 1000])
+@pytest.mark.parametrize("steps", [10, STEPS, 250])
 @pytest.mark.parametrize(
     ("name", "prediction"),
     [("epsilon", D.NoisePrediction()), ("v_prediction", D.VPrediction())],
@@ -116,7 +112,7 @@ def test_heun_is_the_heun_of_rectified_flow():
     times = scheduler.sigmas.unique().flip(0).double()  # inner ones stand twice; 0 is the last
     parts = D.LinearPath(), D.VelocityPrediction(), D.Heun(), lambda path: times
 
-    # Their times are in float32, where 1000 t may differ by an ulp.
+    # They make their clock by another route in float32, an ulp off.
     scheduler.timesteps = (scheduler.sigmas[:-1].double() * 1000).float()
     assert len(times) == FLOW_STEPS + 1
     assert_equal(ours(*parts), theirs(scheduler))
@@ -127,13 +123,13 @@ def test_table_is_that_of_ddpm():
     alpha, sigma = D.DiscretePath().coefficients(level.double())
     table = diffusers.DDPMScheduler().alphas_cumprod.double()
     torch.testing.assert_close(alpha, table.sqrt(), rtol=1e-5, atol=0)
-    torch.testing.assert_close(sigma, (1 - table).sqrt(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(sigma**2, 1 - table, rtol=1e-5, atol=1e-7)
     assert D.DiscretePath().coefficients(torch.tensor(-1.0)) == (1, 0)
 
 
 @pytest.mark.parametrize("levels", [100, 1000])
-def test_clean_data_differ_from_every_level(levels):
-    """A shorter table has larger betas, so that it too ends in noise."""
+def test_every_table_goes_from_clean_data_to_noise(levels):
+    """A shorter table has larger betas."""
     path = D.DiscretePath(num_levels=levels)
     alpha, sigma = path.coefficients(torch.arange(-1, levels).double())
     assert (alpha.diff() < 0).all()
@@ -159,7 +155,7 @@ def iddpm_levels(levels, steps):
     return kept
 
 
-@pytest.mark.parametrize("levels", [4, 50, 1000])
+@pytest.mark.parametrize("levels", [20, 50, 1000])
 def test_spaced_grid_is_that_of_iddpm(levels):
     path = D.DiscretePath(num_levels=levels)
     for steps in range(2, levels + 1):

@@ -35,7 +35,7 @@ class SampleHook(Hook):
         fps: Of the video.
     """
 
-    priority = "LOW"
+    priority = "LOWEST"  # after the checkpoint is safe
 
     def __init__(
         self,
@@ -77,11 +77,9 @@ class SampleHook(Hook):
 
     def _sample(self, runner: Runner) -> Tensor:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        labels = self.labels or [None] * self.num_samples
-        samples = [
-            VideoSample(index=i) if label is None else VideoSample(index=i, label=label)
-            for i, label in enumerate(labels)
-        ]
+        samples = [VideoSample(index=i) for i in range(self.num_samples)]
+        for sample, label in zip(samples, self.labels or (), strict=False):
+            sample.label = label
         with ExitStack() as stack:
             for hook in runner.hooks:
                 if isinstance(hook, DenoiserEMAHook):

@@ -26,6 +26,9 @@ class Conditioner(nn.Module):
             raise ValueError(f"drop_prob is a probability, got {drop_prob}")
         self.drop_prob = drop_prob
 
+    def init_weights(self) -> None:
+        """Load pretrained weights, where there are any. Building reads no file."""
+
     @abstractmethod
     def encode(self, samples: Sequence[VideoSample]) -> dict[str, Tensor]:
         """Keyword arguments for the denoiser, each of shape (B, ...)."""

@@ -53,9 +53,7 @@ class PatchEmbed(nn.Module):
             ValueError: The patch does not divide the size.
         """
         check_divisible(x.shape[-2], x.shape[-1], self.patch)
-        x = rearrange(
-            x, "b c t (h p) (w q) -> b t (h w) (c p q)", p=self.patch, q=self.patch
-        )
+        x = rearrange(x, "b c t (h p) (w q) -> b t (h w) (c p q)", p=self.patch, q=self.patch)
         return self.proj(x)
 
 

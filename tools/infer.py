@@ -1,0 +1,158 @@
+"""Sample videos from a checkpoint.
+
+python tools/infer.py --checkpoint work_dirs/latte_moving_digits/iter_4000.pth --labels 3 7
+"""
+
+import argparse
+import hashlib
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmsora.utils.cli_options import key_values
+from mmsora.utils.user_error import UserError, user_errors_as_one_line
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+    from torch import Tensor
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Sample videos from a checkpoint.")
+    parser.add_argument(
+        "config", nargs="?", help="path or name of a config; default the checkpoint's own"
+    )
+    parser.add_argument("--checkpoint", required=True, help="the weights")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--labels", nargs="+", type=int, help="a video for each of these classes")
+    what.add_argument("--num-samples", type=int, help="how many; classes are gone through in turn")
+    parser.add_argument("--steps", type=int, help="of the solver; default as the config says")
+    parser.add_argument("--guidance", type=float, help="scale of guidance; 1 is none")
+    parser.add_argument("--solver", help="its name, e.g. Euler, Heun, Ancestral")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--batch-size", type=int, default=16, help="changes speed, not videos")
+    parser.add_argument("--out", default="samples", help="directory to write to")
+    parser.add_argument("--format", choices=("mp4", "gif", "png"), default="mp4")
+    parser.add_argument("--fps", type=float, default=8, help="of the files")
+    parser.add_argument("--device", help="default: a GPU where there is one")
+    parser.add_argument("--no-ema", action="store_true", help="the raw weights, not the average")
+    parser.add_argument(
+        "--cfg-options", nargs="+", type=key_values, default=[], metavar="KEY=VALUE"
+    )
+    return parser.parse_args(argv)
+
+
+def prepare(args: argparse.Namespace) -> "Config":
+    """The config of the model, with the command line applied.
+
+    Args:
+        args: The command line.
+
+    Returns:
+        The config.
+    """
+    from mmsora.apis.build import config_of
+    from mmsora.utils.checkpoint import load_checkpoint
+    from mmsora.utils.config_check import apply_overrides
+    from mmsora.utils.config_names import load_config
+
+    if args.config is None:
+        cfg = config_of(load_checkpoint(args.checkpoint), args.checkpoint)
+    else:
+        cfg = load_config(args.config)
+    overrides: dict[str, Any] = dict(args.cfg_options)
+    if args.steps is not None:
+        overrides["model.diffusion.grid.num_steps"] = args.steps
+    if args.guidance is not None:
+        overrides["model.diffusion.guidance.scale"] = args.guidance
+    apply_overrides(cfg, overrides)
+    if args.solver is not None:
+        cfg.model.diffusion.solver = {"type": args.solver}
+    return cfg
+
+
+def write(videos: "Tensor", args: argparse.Namespace, cfg: "Config", seconds: float) -> None:
+    """One file for each video with what is needed to make it again, and a contact sheet.
+
+    Args:
+        videos: uint8, (B, C, T, H, W).
+        args: The command line.
+        cfg: The config.
+        seconds: What the sampling took.
+    """
+    import torch
+
+    import mmsora
+    from mmsora.utils.atomic import write_json
+    from mmsora.utils.config_check import config_dict
+    from mmsora.utils.video_io import viewing_scale, write_image, write_video
+    from mmsora.visualization.contact_sheet import contact_sheet
+
+    out, scale = Path(args.out), viewing_scale(*videos.shape[-2:])
+    classes = cfg.model.get("conditioner") and cfg.model.conditioner.get("num_classes")
+    told = args.labels or list(range(classes or 0)) or [None]
+    labels = [told[i % len(told)] for i in range(len(videos))]
+    common = {
+        "seed": args.seed,
+        "steps": cfg.model.diffusion.grid.get("num_steps"),
+        "guidance": cfg.model.diffusion.guidance.get("scale"),
+        "fps": args.fps,
+        "checkpoint": str(args.checkpoint),
+        "checkpoint_sha256": digest(Path(args.checkpoint)),
+        "ema": not args.no_ema,
+        "command": shlex.join(["python", "tools/infer.py", *sys.argv[1:]]),
+        "versions": {"mmsora": mmsora.__version__, "torch": torch.__version__},
+        "seconds_of_all": round(seconds, 2),
+        "model": config_dict(cfg)["model"],
+    }
+    for i, (video, label) in enumerate(zip(videos, labels, strict=True)):
+        name = f"{i:04d}" + (f"_label{label}" if label is not None else "") + f"_seed{args.seed}"
+        frames = video.permute(1, 2, 3, 0)  # T H W C
+        write_video(out / f"{name}.{args.format}", frames, args.fps, scale)
+        write_json(out / f"{name}.json", {"index": i, "label": label, **common})
+    titles = [str(label) for label in labels] if labels[0] is not None else None
+    write_image(out / "contact_sheet.png", contact_sheet(videos, titles, scale=scale))
+    print(
+        f"{len(videos)} videos in {seconds:.1f} s: {out}/, contact sheet {out}/contact_sheet.png"
+    )
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Sample."""
+    args = parse_args(argv)
+    with user_errors_as_one_line():
+        if args.num_samples is not None and args.num_samples < 1:
+            raise UserError(f"--num-samples must be at least 1, got {args.num_samples}")
+        cfg = prepare(args)
+        from mmsora.apis import Inferencer
+        from mmsora.utils.config_check import user_errors
+
+        inferencer = Inferencer(args.checkpoint, cfg, args.device, use_ema=not args.no_ema)
+        start = time.perf_counter()
+        total = args.num_samples or len(args.labels or ())
+
+        def progress(done: int) -> None:
+            spent = time.perf_counter() - start
+            print(f"{done} of {total or 'all'} videos, {done / spent:.2f} videos/s", flush=True)
+
+        with user_errors():
+            videos = inferencer(
+                args.labels, args.num_samples, args.seed, args.batch_size, progress
+            )
+        write(videos, args, cfg, time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()

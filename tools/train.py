@@ -1,0 +1,132 @@
+"""Train a model from a config.
+
+python tools/train.py configs/quickstart/latte_moving_digits.py
+python tools/train.py latte_moving_digits --amp bf16 --cfg-options train_cfg.max_iters=100
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmsora.utils.cli_options import key_values
+from mmsora.utils.user_error import UserError, user_errors_as_one_line
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description="Train a model from a config.",
+        epilog="`mmsora list-cfg` lists the configs that come with MMSora.",
+    )
+    parser.add_argument("config", help="path of a config, or the name of one that is shipped")
+    parser.add_argument("--work-dir", help="where to write; default work_dirs/<config name>")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="PATH",
+        help="go on from a checkpoint; without PATH from the newest one in the work dir",
+    )
+    parser.add_argument(
+        "--amp",
+        choices=("bf16", "fp16", "off"),
+        help="precision of the forward pass; default as the config says",
+    )
+    parser.add_argument("--seed", type=int, help="of weights, noise and order; default 0")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        type=key_values,
+        default=[],
+        metavar="KEY=VALUE",
+        help="change the config, e.g. model.denoiser.depth=8 train_dataloader.batch_size=16",
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=("none", "pytorch", "slurm", "mpi"),
+        default="none",
+        help="what started the processes; tools/dist_train.sh sets it",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check and build everything, train nothing"
+    )
+    return parser.parse_args(argv)
+
+
+def prepare(args: argparse.Namespace) -> "Config":
+    """Load the config and apply the command line to it.
+
+    Args:
+        args: The command line.
+
+    Returns:
+        The config, checked.
+    """
+    from mmsora.utils.checkpoint import latest_checkpoint
+    from mmsora.utils.config_check import apply_overrides, check_config
+    from mmsora.utils.config_names import load_config
+
+    cfg = load_config(args.config)
+    check_config(cfg)
+    overrides: dict[str, Any] = dict(args.cfg_options)
+    if args.amp is not None:
+        overrides["optim_wrapper.precision"] = args.amp
+    if args.seed is not None:
+        overrides["randomness.seed"] = args.seed
+    apply_overrides(cfg, overrides)
+    check_config(cfg)
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get("work_dir") or f"work_dirs/{Path(args.config).stem}"
+    if args.resume is not None:
+        found = latest_checkpoint(cfg.work_dir) if args.resume == "auto" else Path(args.resume)
+        if found is None:
+            print(f"no checkpoint in {cfg.work_dir}: starting from the beginning")
+        elif not found.is_file():
+            raise UserError(f"checkpoint {found} does not exist")
+        else:
+            cfg.resume, cfg.load_from = True, str(found)
+    return cfg
+
+
+def dry_run(cfg: "Config") -> None:
+    """Build the model without memory and the data as it is, and say what would be trained."""
+    import torch
+    from mmengine.registry import init_default_scope
+
+    from mmsora.registry import DATASETS, MODELS
+    from mmsora.utils.config_check import user_errors
+
+    init_default_scope("mmsora")
+    with user_errors(), torch.device("meta"):
+        denoiser = MODELS.build(cfg.model).denoiser
+    with user_errors():
+        dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    count = sum(p.numel() for p in denoiser.parameters())
+    name, batch = type(denoiser).__name__, cfg.train_dataloader.batch_size
+    print(f"denoiser    {name}, {count / 1e6:.2f} M parameters, {denoiser.num_tokens} tokens")
+    print(f"data        {type(dataset).__name__}, {len(dataset)} samples")
+    print(f"training    {cfg.train_cfg.max_iters} iterations of {batch} samples on each process")
+    print(f"work dir    {cfg.work_dir}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train."""
+    args = parse_args(argv)
+    with user_errors_as_one_line():
+        cfg = prepare(args)
+        if args.dry_run:
+            dry_run(cfg)
+            return
+        from mmsora.registry import RUNNERS
+        from mmsora.utils.config_check import user_errors
+
+        with user_errors():
+            runner = RUNNERS.build(cfg)
+            runner.train()
+
+
+if __name__ == "__main__":
+    main()
