@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import json
 import os
 from pathlib import Path
 
@@ -90,3 +91,14 @@ def tool():
         return module
 
     return load
+
+
+@pytest.fixture(scope="session")
+def scalars():
+    """Call it with a run's directory to get what was logged: a dict for each iteration."""
+
+    def read(work_dir):
+        files = sorted(Path(work_dir).glob("*/vis_data/scalars.json"))
+        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+    return read

@@ -101,6 +101,8 @@ class MovingDigits(Dataset):
         return frames, int(labels[number])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < self.length:
+            raise IndexError(f"no clip {index}, there are {self.length} clips")
         frames, label = self.clip(index)
         sample = VideoSample(index=int(index), label=label)
         return {"inputs": torch.from_numpy(frames)[None], "data_samples": sample}

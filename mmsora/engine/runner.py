@@ -17,6 +17,7 @@ from torch import distributed, nn
 from mmsora.registry import RUNNERS
 from mmsora.utils.checkpoint import load_checkpoint, load_weights, plain, save_checkpoint
 from mmsora.utils.config_check import config_dict, config_diff
+from mmsora.utils.user_error import UserError
 from mmsora.version import __version__
 
 __all__ = ["SoraRunner"]
@@ -27,6 +28,9 @@ LAUNCHERS = {
     "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
     "mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
 }
+
+# What differs at every resume, and tells nothing.
+RUN_KEYS = ("experiment_name", "launcher", "load_from", "resume", "work_dir")
 
 
 @RUNNERS.register_module()
@@ -159,8 +163,17 @@ class SoraRunner(Runner):
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
         """Go on where a checkpoint stopped, and say what changed in the config since."""
-        then = json.loads(load_checkpoint(filename)["meta"]["cfg"])
-        changes = config_diff(then, self.resolved_config)
+        try:
+            then = json.loads(load_checkpoint(filename)["meta"]["cfg"])
+        except (KeyError, TypeError, json.JSONDecodeError):
+            raise UserError(
+                f"checkpoint {filename} holds weights, not a run to resume; use load_from"
+            ) from None
+        kept, now = (
+            {key: value for key, value in cfg.items() if key not in RUN_KEYS}
+            for cfg in (then, self.resolved_config)
+        )
+        changes = config_diff(kept, now)
         if changes:
             lines = "\n  ".join(changes)
             self.logger.warning(f"the config changed since {filename} was written:\n  {lines}")

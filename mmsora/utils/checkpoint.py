@@ -30,7 +30,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: plain(v) for k, v in value.items() if _is_plain(v)}
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value if _is_plain(v)]
+        items = [plain(v) for v in value if _is_plain(v)]
+        return items if isinstance(value, list) else tuple(items)
     return value
 
 

@@ -51,6 +51,7 @@ def check_config(cfg: Config) -> None:
 
     Top-level names of your own are welcome unless they resemble a known key. What a class from
     outside this toolbox does with its arguments is its own business: they are not looked into.
+    Makes the ``custom_imports`` first, as MMEngine does for text configs alone.
 
     Args:
         cfg: The config, overrides applied.
@@ -58,8 +59,9 @@ def check_config(cfg: Config) -> None:
     Raises:
         UserError: With the place of the mistake and its cure.
     """
-    known = top_level_keys()
-    for key, value in cfg._to_lazy_dict().items():
+    known, values = top_level_keys(), cfg._to_lazy_dict()
+    _import_custom(values)
+    for key, value in values.items():
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
         if key == "runner_type":
             resolve(value, Place("RUNNERS"), (key,))
@@ -117,13 +119,8 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
     Raises:
         UserError: A module of ``custom_imports`` cannot be imported.
     """
-    cfg = Config(dict(values))
-    custom = values.get("custom_imports")
-    try:
-        import_modules_from_strings(**(custom or {"imports": []}))
-    except ImportError as error:
-        raise UserError(f"custom_imports: {error}; is its folder on PYTHONPATH?") from error
-    return cfg
+    _import_custom(values)
+    return Config(dict(values))
 
 
 def config_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -180,6 +177,21 @@ def _being_built(error: Exception) -> str:
 
 
 # Checking
+
+
+def _import_custom(values: Mapping[str, Any]) -> None:
+    custom = values.get("custom_imports")
+    if custom:
+        _check(custom, ("custom_imports",))
+        try:
+            import_modules_from_strings(**custom)
+        except TypeError as error:
+            raise UserError(f"custom_imports: {error}") from error
+        except ImportError as error:
+            raise UserError(
+                f"custom_imports: {error.__context__ or error}; is the folder that holds it on "
+                "PYTHONPATH?"
+            ) from error
 
 
 def _check(value: Any, keys: Keys) -> None:

@@ -1,4 +1,4 @@
-"""``--cfg-options`` reads what MMEngine's own action reads, and says what is wrong with the rest."""
+"""``--cfg-options`` reads what MMEngine's own action reads, and says what is wrong otherwise."""
 
 import argparse
 import subprocess

@@ -29,6 +29,11 @@ class SafeCheckpointHook(CheckpointHook):
         )
         self.keep_ckpt_ids: deque[int] = deque()
 
+    def before_train(self, runner: Runner) -> None:
+        """Note what a resumed run has kept so far."""
+        super().before_train(runner)
+        self.keep_ckpt_ids = deque(self.keep_ckpt_ids)  # MMEngine's is bounded, and forgets
+
     def save_now(self, runner: Runner) -> None:
         """Save the state after the iteration that just ended, unless that was done already."""
         if not self.keep_ckpt_ids or self.keep_ckpt_ids[-1] != runner.iter + 1:

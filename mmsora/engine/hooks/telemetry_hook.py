@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -40,12 +41,20 @@ class TelemetryHook(Hook):
         self.interval = interval
 
     def before_train(self, runner: Runner) -> None:
-        """Start the clock."""
+        """Measure the waiting where it happens: ``data_time`` also holds what hooks took."""
         self._tokens = getattr(denoiser_of(runner), "num_tokens", 0)
-        self._restart()
+        self._data = _Timed(runner.train_loop.dataloader_iterator)
+        runner.train_loop.dataloader_iterator = self._data
+        self._running = False
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Start the clock at the first batch, after those that a resumed run skips."""
+        if not self._running:
+            self._restart()
+            self._running = True
 
     def _restart(self) -> None:
-        self._samples, self._waited, self._start = 0, 0.0, time.perf_counter()
+        self._samples, self._data.seconds, self._start = 0, 0.0, time.perf_counter()
 
     def after_train_iter(
         self,
@@ -57,17 +66,30 @@ class TelemetryHook(Hook):
         """Count, and report at the interval."""
         hub = runner.message_hub
         self._samples += len(data_batch["inputs"]) if data_batch else 0
-        self._waited += hub.get_scalar("train/data_time").current()
         if not self.every_n_inner_iters(batch_idx, self.interval):
             return
         seconds = time.perf_counter() - self._start
         rate = self._samples * get_world_size() / seconds
         hub.update_scalar("train/samples/s", rate)
         hub.update_scalar("train/tokens/s", rate * self._tokens)
-        hub.update_scalar("train/data_wait", self._waited / seconds)
+        hub.update_scalar("train/data_wait", self._data.seconds / seconds)
         if not torch.cuda.is_available():  # with a GPU the log processor reports its memory
             hub.update_scalar("train/memory", peak_memory())
         self._restart()
+
+
+class _Timed(Iterator):
+    """An iterator that counts the seconds of waiting for it."""
+
+    def __init__(self, items: Iterator) -> None:
+        self._items, self.seconds = items, 0.0
+
+    def __next__(self) -> Any:
+        start = time.perf_counter()
+        try:
+            return next(self._items)
+        finally:
+            self.seconds += time.perf_counter() - start
 
 
 @HOOKS.register_module()

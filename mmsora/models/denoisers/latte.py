@@ -3,43 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-from mmsora.models.layers.attention import Attention
+from mmsora.models.layers.block import SPACE, TIME, AdaLNBlock
 from mmsora.models.layers.embedding import ClockEmbedding
-from mmsora.models.layers.feed_forward import FeedForward
 from mmsora.models.layers.linear import linear
-from mmsora.models.layers.modulation import AdaLN, gated, modulate
+from mmsora.models.layers.modulation import AdaLN, modulate
 from mmsora.models.layers.patch import PatchEmbed, check_divisible, unpatchify
 from mmsora.models.layers.position import sincos_1d, sincos_2d
 from mmsora.registry import DENOISERS
 
 __all__ = ["Latte"]
-
-TIME, SPACE = 1, 2  # axes of the tokens (B, T, N, width)
-
-
-class LatteBlock(nn.Module):
-    """A DiT block that attends along one axis of the video.
-
-    Args:
-        width: Width of the tokens.
-        heads: Attention heads.
-        axis: 1 for time, 2 for space.
-    """
-
-    def __init__(self, width: int, heads: int, axis: int) -> None:
-        super().__init__()
-        self.axis = axis
-        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.mlp = FeedForward(width)
-        self.ada = AdaLN(width, 6)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """Tokens (B, T, N, width) and condition (B, width) to tokens."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.ada(condition)
-        x = gated(x, gate1, self.attn(modulate(self.norm1(x), shift1, scale1), self.axis))
-        return gated(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
 
 
 @DENOISERS.register_module()
@@ -88,7 +60,7 @@ class Latte(nn.Module):
         if self.embed_label is not None:
             nn.init.normal_(self.embed_label.weight, std=0.02)
         self.blocks = nn.ModuleList(
-            LatteBlock(width, heads, TIME if i % 2 else SPACE) for i in range(depth)
+            AdaLNBlock(width, heads, TIME if i % 2 else SPACE) for i in range(depth)
         )
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.ada = AdaLN(width, 2)

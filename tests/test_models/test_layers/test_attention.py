@@ -88,7 +88,9 @@ def module():
 def one_sequence(layer, x):
     """Attention of one sequence (tokens, width), one head at a time."""
     q, k, v = (x @ layer.qkv.weight.T + layer.qkv.bias).split(24, dim=-1)
-    heads = [by_definition(q[:, c], k[:, c], v[:, c]) for c in (slice(0, 8), slice(8, 16), slice(16, 24))]  # fmt: skip # noqa: E501
+    heads = [
+        by_definition(*each) for each in zip(*(y.split(8, dim=-1) for y in (q, k, v)), strict=True)
+    ]
     return torch.cat(heads, -1).float() @ layer.proj.weight.T + layer.proj.bias
 
 

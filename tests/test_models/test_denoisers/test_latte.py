@@ -1,0 +1,300 @@
+"""Latte against a plain reference: one frame, one token and one head at a time."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mmsora.models.denoisers import Latte
+from mmsora.registry import DENOISERS
+
+SMALL = dict(
+    in_channels=3, out_channels=5, size=(5, 12, 20), patch=2, width=24, depth=4, heads=3,
+    num_classes=10,
+)  # fmt: skip
+
+
+def latte(**changes):
+    """Small, and zero nowhere."""
+    torch.manual_seed(0)
+    model = Latte(**SMALL | changes)
+    for parameter in model.parameters():
+        fan_in = parameter.shape[1] if parameter.ndim > 1 else 4
+        torch.nn.init.normal_(parameter, std=fan_in**-0.5)
+    return model
+
+
+def batch(frames=5, height=12, width=20):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(3, 3, frames, height, width, generator=generator)
+    return x, torch.tensor([3.0, 543.5, 999.0]), torch.tensor([7, 10, 0])  # 10: no label
+
+
+# The reference. Videos are (B, F, C, H, W), and conditions are repeated for every frame and token.
+
+
+def sines(position, width):
+    angles = [position / 10000 ** (k / (width // 2)) for k in range(width // 2)]
+    angles = torch.tensor(angles, dtype=torch.float64)
+    return torch.cat([angles.sin(), angles.cos()])
+
+
+def place(row, column, width):
+    return torch.cat([sines(column, width // 2), sines(row, width // 2)])
+
+
+def normed(x, shift, scale):
+    mean = x.mean(-1, keepdim=True)
+    variance = ((x - mean) ** 2).mean(-1, keepdim=True)
+    return (x - mean) / (variance + 1e-6).sqrt() * (1 + scale) + shift
+
+
+def attention(w, name, x, heads):
+    """One sequence (N, D)."""
+    made = torch.einsum("nd,ed->ne", x, w[f"{name}.qkv.weight"]) + w[f"{name}.qkv.bias"]
+    q, k, v = made.chunk(3, dim=-1)
+    out, size = [], x.shape[-1] // heads
+    for head in range(heads):
+        mine = slice(head * size, (head + 1) * size)
+        scores = torch.einsum("nd,md->nm", q[:, mine], k[:, mine]) / size**0.5
+        weights = scores.exp() / scores.exp().sum(-1, keepdim=True)
+        out.append(torch.einsum("nm,md->nd", weights, v[:, mine]))
+    return torch.cat(out, -1) @ w[f"{name}.proj.weight"].T + w[f"{name}.proj.bias"]
+
+
+def reference_block(w, name, x, condition, heads):
+    """One sequence (N, D), its condition repeated for every token."""
+    condition = condition.repeat(len(x), 1)
+    made = F.silu(condition) @ w[f"{name}.ada.linear.weight"].T + w[f"{name}.ada.linear.bias"]
+    shift1, scale1, gate1, shift2, scale2, gate2 = made.chunk(6, dim=-1)
+    x = x + gate1 * attention(w, f"{name}.attn", normed(x, shift1, scale1), heads)
+    hidden = normed(x, shift2, scale2) @ w[f"{name}.mlp.fc1.weight"].T + w[f"{name}.mlp.fc1.bias"]
+    cubic = hidden + 0.044715 * hidden**3
+    hidden = 0.5 * hidden * (1 + torch.tanh((2 / torch.pi) ** 0.5 * cubic))
+    return x + gate2 * (hidden @ w[f"{name}.mlp.fc2.weight"].T + w[f"{name}.mlp.fc2.bias"])
+
+
+def reference_condition(w, clock, label):
+    frequencies = torch.tensor([10000 ** (-k / 128) for k in range(128)], dtype=torch.float64)
+    angles = clock.double() * frequencies
+    c = torch.cat([angles.cos(), angles.sin()])
+    c = F.silu(w["embed_clock.fc1.weight"] @ c + w["embed_clock.fc1.bias"])
+    c = w["embed_clock.fc2.weight"] @ c + w["embed_clock.fc2.bias"]
+    return c if label is None else c + w["embed_label.weight"][label]
+
+
+def reference_of_one(w, x, clock, label, patch, depth, heads):
+    """One video (F, C, H, W)."""
+    frames, channels, height, width = x.shape
+    rows, columns = height // patch, width // patch
+    condition = reference_condition(w, clock, label)
+    size = len(condition)
+    weight = w["embed.proj.weight"].reshape(size, channels, patch, patch)
+
+    tokens = torch.empty(frames, rows * columns, size, dtype=torch.float64)
+    for f in range(frames):
+        for r in range(rows):
+            for c in range(columns):
+                square = x[f, :, r * patch : (r + 1) * patch, c * patch : (c + 1) * patch]
+                token = torch.einsum("cpq,dcpq->d", square, weight) + w["embed.proj.bias"]
+                tokens[f, r * columns + c] = token + place(r, c, size)
+    for i in range(depth):
+        name = f"blocks.{i}"
+        if i % 2 == 0:
+            each = [reference_block(w, name, frame, condition, heads) for frame in tokens]
+            tokens = torch.stack(each)
+            continue
+        if i == 1:
+            tokens = tokens + torch.stack([sines(f, size) for f in range(frames)])[:, None]
+        sequences = tokens.unbind(dim=1)
+        each = [reference_block(w, name, tokens, condition, heads) for tokens in sequences]
+        tokens = torch.stack(each, dim=1)
+
+    shift, scale = (w["ada.linear.weight"] @ F.silu(condition) + w["ada.linear.bias"]).chunk(2)
+    tokens = normed(tokens, shift, scale) @ w["head.weight"].T + w["head.bias"]
+    out = torch.empty(frames, tokens.shape[-1] // patch**2, height, width, dtype=torch.float64)
+    for r in range(rows):
+        for c in range(columns):
+            token = tokens[:, r * columns + c].reshape(frames, patch, patch, -1)
+            for p in range(patch):
+                for q in range(patch):
+                    out[:, :, r * patch + p, c * patch + q] = token[:, p, q]
+    return out
+
+
+def reference(model, x, clock, label=None):
+    w = {name: value.detach().double() for name, value in model.named_parameters()}
+    shape = SMALL["patch"], SMALL["depth"], SMALL["heads"]
+    videos = x.double().transpose(1, 2)
+    labels = [None] * len(x) if label is None else label
+    each = [reference_of_one(w, *one, *shape) for one in zip(videos, clock, labels, strict=True)]
+    return torch.stack(each).transpose(1, 2)
+
+
+def assert_equal(actual, expected):
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@torch.no_grad()
+def test_latte_is_the_reference():
+    model, inputs = latte(), batch()
+    assert_equal(model(*inputs), reference(model, *inputs))
+
+
+@torch.no_grad()
+def test_unconditional_latte_is_the_reference():
+    model, (x, clock, _) = latte(num_classes=0), batch()
+    assert_equal(model(x, clock), reference(model, x, clock))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(7, 8, 14), (1, 12, 20), (5, 20, 12)])
+def test_other_sizes_than_it_was_built_for(size):
+    model, inputs = latte(), batch(*size)
+    assert_equal(model(*inputs), reference(model, *inputs))
+
+
+def test_the_registered_name_and_signature():
+    sizes = dict(in_channels=4, out_channels=8, size=(6, 16, 16), patch=2, width=96, depth=4)
+    model = DENOISERS.build(dict(type="Latte", **sizes, heads=4, num_classes=10))
+    x = torch.randn(2, 4, 6, 16, 16)
+    out = model(x, torch.tensor([7.0, 543.0]), label=torch.tensor([3, 10]))
+    assert out.shape == (2, 8, 6, 16, 16)
+    assert (out == 0).all()  # untrained
+
+
+def test_an_untrained_latte_learns():
+    """Zero at first, yet not stuck there."""
+    torch.manual_seed(0)
+    model, inputs = Latte(**SMALL), batch()
+    assert (model(*inputs) == 0).all()
+    for _ in range(3):
+        loss = (model(*inputs) - 1).square().mean()
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                parameter -= 0.1 * gradient
+    assert loss < 0.999
+    assert all(gradient.any() for gradient in gradients)
+
+
+def test_initial_weights():
+    model = Latte(**SMALL | dict(width=192))
+    zero = {name for name, value in model.named_parameters() if not value.any()}
+    assert {name for name in zero if name.endswith("weight")} == {
+        "head.weight", "ada.linear.weight", *(f"blocks.{i}.ada.linear.weight" for i in range(4)),
+    }  # fmt: skip
+    assert zero >= {name for name, _ in model.named_parameters() if name.endswith("bias")}
+    for name in "embed_clock.fc1", "embed_clock.fc2", "embed_label":
+        assert model.get_submodule(name).weight.std().item() == pytest.approx(0.02, rel=0.1)
+    for name in "embed.proj", "blocks.0.attn.qkv", "blocks.3.mlp.fc2":
+        weight = model.get_submodule(name).weight
+        bound = (6 / sum(weight.shape)) ** 0.5
+        assert 0.98 * bound < weight.abs().max() <= bound
+    assert model.embed_label.weight.shape == (11, 192)
+
+
+def test_tables_of_positions_are_in_the_state_dict():
+    state = Latte(**SMALL).state_dict()
+    space = torch.stack([place(r, c, 24) for r in range(6) for c in range(10)])
+    time = torch.stack([sines(f, 24) for f in range(5)])
+    torch.testing.assert_close(state["pos_embed"], space.float())
+    torch.testing.assert_close(state["temp_embed"], time.float())
+
+
+@torch.no_grad()
+def test_tables_are_used_as_they_were_loaded():
+    """Those of a long-trained EMA are not exactly sines any more."""
+    model, inputs = latte(), batch()
+    before = model(*inputs)
+    for name in "pos_embed", "temp_embed":
+        model.load_state_dict(latte().state_dict() | {name: model.state_dict()[name] * 1.1})
+        assert (model(*inputs) - before).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_frames_are_exchangeable_but_for_their_positions():
+    model, (x, *rest) = latte(), batch()
+    order = [3, 0, 4, 1, 2]
+
+    def difference():
+        return (model(x[:, :, order], *rest) - model(x, *rest)[:, :, order]).abs().max()
+
+    assert difference() > 0.1
+    model.temp_embed.zero_()
+    assert difference() < 1e-4
+
+
+@torch.no_grad()
+def test_samples_of_a_batch_do_not_see_one_another():
+    model, inputs = latte(), batch()
+    together = model(*inputs)
+    for i in range(3):
+        assert_equal(together[i : i + 1], model(*(value[i : i + 1] for value in inputs)))
+
+
+@torch.no_grad()
+def test_clock_and_label_matter():
+    model, (x, clock, label) = latte(), batch()
+    out = model(x, clock, label)
+    for other in (clock + 1, label), (clock, (label + 1) % 11):
+        assert ((model(x, *other) - out).abs().amax((1, 2, 3, 4)) > 0.01).all()
+
+
+@torch.no_grad()
+def test_bfloat16_weights():
+    model, (x, clock, label) = latte(), batch()
+    exact = model(x, clock, label)
+    out = model.bfloat16()(x.bfloat16(), clock, label)
+    assert out.dtype == torch.bfloat16
+    assert (out - exact).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(depth=3), "even, not 3"),
+        (dict(size=(5, 12, 21)), "12x21 is not divisible by patch 2.*12x20"),
+        (dict(heads=5), "width 24 is not divisible by heads 5"),
+        (dict(width=30), "divisible by 4, got 30"),
+    ],
+)
+def test_impossible_models_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Latte(**SMALL | changes)
+
+
+def test_impossible_inputs_are_refused():
+    model, (x, clock, label) = latte(), batch()
+    with pytest.raises(ValueError, match="11x20 is not divisible by patch 2"):
+        model(x[:, :, :, :11], clock, label)
+    with pytest.raises(ValueError, match="needs label="):
+        model(x, clock)
+
+
+def on_meta(width, depth, heads, num_classes=0):
+    with torch.device("meta"):
+        return Latte(4, 8, (16, 32, 32), 2, width, depth, heads, num_classes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "trainable"),
+    [
+        ((384, 12, 6), 32_480_672),
+        ((384, 12, 6, 101), 32_519_840),
+        ((768, 12, 12), 129_547_040),
+        ((1024, 24, 16), 456_815_648),
+        ((1152, 28, 16), 673_681_568),
+        ((1152, 28, 16, 101), 673_799_072),
+    ],
+    ids=["S/2", "S/2 UCF101", "B/2", "L/2", "XL/2", "XL/2 UCF101"],
+)
+def test_published_sizes(sizes, trainable):
+    assert sum(parameter.numel() for parameter in on_meta(*sizes).parameters()) == trainable
+
+
+def test_forward_on_meta():
+    model = on_meta(384, 2, 6, 101)
+    x, clock, label = torch.empty(2, 4, 16, 32, 32), torch.empty(2), torch.zeros(2).long()
+    out = model(x.to("meta"), clock.to("meta"), label.to("meta"))
+    assert (out.device.type, out.shape) == ("meta", (2, 8, 16, 32, 32))
