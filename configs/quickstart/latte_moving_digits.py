@@ -64,7 +64,7 @@ train_cfg = dict(by_epoch=False, max_iters=max_iters)
 optim_wrapper = dict(
     type=AutocastOptimWrapper,
     precision="off",
-    optimizer=dict(type=AdamW, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0, fused=True),
+    optimizer=dict(type=AdamW, lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0, fused=True),
     clip_grad=dict(max_norm=1.0),
 )
 param_scheduler = [

@@ -348,6 +348,8 @@ def test_two_ranks_equal_one_process_with_twice_the_batch(tiny_config, tmp_path,
         "model.conditioner.drop_prob": 0.5,
         "optim_wrapper.optimizer.lr": 1e-3,
         "param_scheduler.0.end": 200,
+        "param_scheduler.1.begin": 200,
+        "param_scheduler.1.end": 400,
     }
     weights = filled(tiny_config(common), tmp_path / "filled.pth")
     one = tiny_config(common, work_dir=tmp_path / "one")
