@@ -68,9 +68,10 @@ def prepare(args: argparse.Namespace) -> "Config":
         overrides["model.diffusion.grid.num_steps"] = args.steps
     if args.guidance is not None:
         overrides["model.diffusion.guidance.scale"] = args.guidance
-    apply_overrides(cfg, overrides)
     if args.solver is not None:
-        cfg.model.diffusion.solver = {"type": args.solver}
+        overrides["model.diffusion.solver._delete_"] = True
+        overrides["model.diffusion.solver.type"] = args.solver
+    apply_overrides(cfg, overrides)
     return cfg
 
 

@@ -106,7 +106,8 @@ def dry_run(cfg: "Config") -> None:
         dataset = DATASETS.build(cfg.train_dataloader.dataset)
     count = sum(p.numel() for p in denoiser.parameters())
     name, batch = type(denoiser).__name__, cfg.train_dataloader.batch_size
-    print(f"denoiser    {name}, {count / 1e6:.2f} M parameters, {denoiser.num_tokens} tokens")
+    tokens = getattr(denoiser, "num_tokens", "unknown")
+    print(f"denoiser    {name}, {count / 1e6:.2f} M parameters, {tokens} tokens a sample")
     print(f"data        {type(dataset).__name__}, {len(dataset)} samples")
     print(f"training    {cfg.train_cfg.max_iters} iterations of {batch} samples on each process")
     print(f"work dir    {cfg.work_dir}")

@@ -147,10 +147,11 @@ def config_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Tells what a constructor has against its config in one line.
+    """Tells what a constructor, or a check of ours, has against its input in one line.
 
-    For use around building from a config. ``MMSORA_TRACEBACK=1`` in the environment leaves the
-    exception as it is.
+    For use around building from a config and running what was built. Errors that other code
+    raises while running pass through, and ``MMSORA_TRACEBACK=1`` in the environment leaves all
+    of them as they are.
 
     Raises:
         UserError: With the class that was being built and its message.
@@ -158,13 +159,20 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except (AssertionError, FileNotFoundError, KeyError, TypeError, ValueError) as error:
-        if os.environ.get("MMSORA_TRACEBACK") == "1":
+        built = _being_built(error)
+        if os.environ.get("MMSORA_TRACEBACK") == "1" or not (built or _raised_by_us(error)):
             raise
         message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         message = " ".join(message.split()) or "no message"
         if not isinstance(error, ValueError | FileNotFoundError):
             message = f"{type(error).__name__}: {message} (MMSORA_TRACEBACK=1 shows where)"
-        raise UserError(f"{_being_built(error)}{message}") from error
+        raise UserError(f"{built}{message}") from error
+
+
+def _raised_by_us(error: Exception) -> bool:
+    """Whether the error was raised in this package itself, not in something that it called."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").startswith("mmsora.")
 
 
 def _being_built(error: Exception) -> str:

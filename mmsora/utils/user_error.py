@@ -1,5 +1,6 @@
 """Mistakes of the user, as opposed to mistakes of ours."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +12,14 @@ class UserError(Exception):
 
 @contextmanager
 def user_errors_as_one_line() -> Iterator[None]:
-    """Ends the process with code 2 and one line on stderr when a ``UserError`` escapes."""
+    """Ends the process with code 2 and one line on stderr when a ``UserError`` escapes.
+
+    With ``MMSORA_TRACEBACK=1`` in the environment the traceback comes instead.
+    """
     try:
         yield
     except UserError as error:
+        if os.environ.get("MMSORA_TRACEBACK") == "1":
+            raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -112,6 +112,12 @@ def test_seeds_indices_and_splits_give_other_clips():
     assert torch.stack(clips).flatten(1).unique(dim=0).shape[0] == 3 * len(CLIPS)
 
 
+def test_splits_do_not_share_their_motion():
+    train, test = (tracks(MovingDigits(split), range(50)) for split in ("train", "test"))
+    same = [(one[2] == two[2]).all() for one, two in zip(train, test, strict=True)]
+    assert sum(same) < 3
+
+
 def test_a_longer_clip_begins_with_the_shorter_one():
     short, long = MovingDigits(), MovingDigits(num_frames=20)
     for index in range(20):

@@ -199,16 +199,20 @@ def test_everything_runs_on_the_meta_device(path, solver, scale):
 
 @each_path
 @each_solver
-def test_a_sample_has_the_dtype_of_its_noise(path, solver):
-    diffusion = process(path, D.VPrediction(), solver, scale=3.0)
+def test_a_half_precision_network_costs_no_more_digits_than_its_own(path, solver):
     seen = set()
 
-    def half(x, clock):
+    def rounded(x, clock):
         seen.update([x.dtype, clock.dtype])
-        return x.bfloat16()
+        return torch.tanh(x).bfloat16()
 
-    x = diffusion.sample(half, data(), {}, {}, Draws(0, range(3)))
+    diffusion = process(path, D.NoisePrediction(), solver, scale=3.0)
+    x = diffusion.sample(rounded, data(), {}, {}, Draws(0, range(3)))
+    widened = diffusion.sample(
+        lambda x, clock: rounded(x, clock).float(), data(), {}, {}, Draws(0, range(3))
+    )
     assert {x.dtype} == seen == {torch.float32}
+    assert torch.equal(x, widened)
 
 
 def test_sampling_starts_at_the_prior():

@@ -17,6 +17,9 @@ ELSEWHERE = {
     "source .venv/bin/activate": "the tests run in that environment",
     "pip install -c requirements/constraints.txt -e .": "tools/setup_env.sh installs so",
     "bash tools/quickstart.sh --setup-only": "the quickstart below does the same first",
+    "PYTHONPATH=. mmsora train tiny_conv_moving_digits.py": "test_add_a_denoiser.py runs it",
+    "PYTHONPATH=. mmsora infer --checkpoint work_dirs/tiny_conv_moving_digits/iter_4000.pth "
+    "--labels 3 7": "test_add_a_denoiser.py runs it",
     "bash tools/run_tests.sh": "it runs this test",
     "bash tools/run_tests.sh --slow": "it runs the slow tests",
 }

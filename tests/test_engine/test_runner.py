@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import pytest
@@ -155,9 +154,15 @@ def test_weights_alone_cannot_be_resumed(tiny_config, tiny_run, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model.denoiser.width": 32}, r"denoiser.pos_embed is \(4, 16\) there and \(4, 32\) here"),
+        (
+            {"model.denoiser.width": 32},
+            r"denoiser.pos_embed is \(4, 16\) there and \(4, 32\) here",
+        ),
         ({"model.denoiser.depth": 4}, "missing denoiser.blocks.2"),
-        ({"model.denoiser.num_classes": 0, "model.conditioner": None}, "unknown denoiser.embed_la"),
+        (
+            {"model.denoiser.num_classes": 0, "model.conditioner": None},
+            "unknown denoiser.embed_la",
+        ),
     ],
 )
 def test_another_architecture_is_refused_by_name(tiny_config, tiny_run, resume, change, message):
@@ -325,19 +330,9 @@ def test_a_signal_at_a_checkpoint_does_not_save_twice(tiny_config, monkeypatch):
 # Two processes
 
 
-def filled(cfg, path):
-    """Weights that depend on their names alone and are nowhere zero."""
-    init_default_scope("mmsora")
-    model = MODELS.build(cfg.model)
-    for name, weight in model.named_parameters():
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        scale = weight.shape[-1] ** -0.5 if weight.ndim > 1 else 0.1
-        weight.data.normal_(0, scale, generator=generator)
-    torch.save({"meta": {}, "state_dict": model.state_dict()}, path)
-    return str(path)
-
-
-def test_two_ranks_equal_one_process_with_twice_the_batch(tiny_config, tmp_path, scalars):
+def test_two_ranks_equal_one_process_with_twice_the_batch(
+    tiny_config, tmp_path, scalars, fill_weights
+):
     """In the warm-up of the quickstart.
 
     At its full rate weights part: adding the bias of the keys changes no attention, its gradient
@@ -351,9 +346,11 @@ def test_two_ranks_equal_one_process_with_twice_the_batch(tiny_config, tmp_path,
         "param_scheduler.1.begin": 200,
         "param_scheduler.1.end": 400,
     }
-    weights = filled(tiny_config(common), tmp_path / "filled.pth")
     one = tiny_config(common, work_dir=tmp_path / "one")
-    one.load_from = weights
+    start = fill_weights(build_model(one)).state_dict()
+    weights = tmp_path / "filled.pth"
+    torch.save({"state_dict": start}, weights)
+    one.load_from = str(weights)
     train(one)
 
     config = tmp_path / "two.py"
@@ -376,7 +373,6 @@ def test_two_ranks_equal_one_process_with_twice_the_batch(tiny_config, tmp_path,
         assert len(values[0]) == 5
         torch.testing.assert_close(values[1], values[0], rtol=0, atol=1e-5)
     assert logs[0][0]["loss"] > 0.5  # there is something to learn
-    start = load_checkpoint(weights)["state_dict"]
     one, two = (load_checkpoint(tmp_path / name / "iter_5.pth") for name in ("one", "two"))
     torch.testing.assert_close(two["state_dict"], one["state_dict"], rtol=0, atol=1e-5)
     torch.testing.assert_close(two["ema"], one["ema"], rtol=0, atol=1e-5)

@@ -3,36 +3,57 @@
 import torch
 from torch import Tensor, nn
 
+from mmsora.models.layers.attention import Attention
 from mmsora.models.layers.block import SPACE, TIME, AdaLNBlock
-from mmsora.models.layers.embedding import ClockEmbedding
-from mmsora.models.layers.linear import linear
-from mmsora.models.layers.modulation import AdaLN, modulate
-from mmsora.models.layers.patch import PatchEmbed, check_divisible, unpatchify
-from mmsora.models.layers.position import sincos_1d, sincos_2d
+from mmsora.models.layers.modulation import gated, modulate
+from mmsora.models.layers.position import sincos_1d
+from mmsora.models.layers.transformer import VideoTransformer, time_table
 from mmsora.registry import DENOISERS
 
 __all__ = ["Latte"]
 
 
-@DENOISERS.register_module()
-class Latte(nn.Module):
-    """Alternates attention within a frame and along time (the paper's variant 1).
+class SpaceTimeBlock(AdaLNBlock):
+    """The paper's variant 3: attention in space, then along time, then the perceptron.
 
-    Zero at initialisation. Takes any number of frames and any height and width that the patch
-    divides, whatever ``size`` it was built for.
+    The attention along time has a plain norm and no gate.
+
+    Args:
+        width: Width of the tokens.
+        heads: Attention heads.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads, SPACE)
+        self.norm_time = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attn_time = Attention(width, heads)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Tokens (B, T, N, width) and condition (B, width) to tokens."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.ada(condition)
+        x = gated(x, gate1, self.attn(modulate(self.norm1(x), shift1, scale1), SPACE))
+        x = x + self.attn_time(self.norm_time(x), TIME)
+        return gated(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
+
+
+@DENOISERS.register_module()
+class Latte(VideoTransformer):
+    """Attention within each frame and attention along time.
 
     Args:
         in_channels: Channels of the latent.
         out_channels: Channels of the output; twice ``in_channels`` when variance is learned.
         size: Frames, height and width of the latent it is made for.
-        patch: Side of a spatial patch.
+        patch: Side of a patch in space, or its frames, rows and columns.
         width: Width of the tokens.
-        depth: Number of blocks, spatial and temporal together; even.
+        depth: Number of blocks, spatial and temporal together; even, but for ``joint``.
         heads: Attention heads.
         num_classes: Class labels; label ``num_classes`` means none. 0 is unconditional.
+        layout: Order of the blocks: ``interleaved`` alternates them (variant 1, the default),
+            ``late`` has all spatial blocks before all temporal ones (variant 2), ``joint`` has
+            both attentions in each block (variant 3).
     """
 
-    pos_embed: Tensor
     temp_embed: Tensor
 
     def __init__(
@@ -40,56 +61,19 @@ class Latte(nn.Module):
         in_channels: int,
         out_channels: int,
         size: tuple[int, int, int],
-        patch: int,
+        patch: int | tuple[int, int, int],
         width: int,
         depth: int,
         heads: int,
         num_classes: int = 0,
+        layout: str | None = None,
     ) -> None:
-        super().__init__()
-        if depth % 2:
-            raise ValueError(f"depth counts spatial and temporal blocks: even, not {depth}")
-        frames, height, columns = size
-        check_divisible(height, columns, patch)
-        self.in_channels, self.size = in_channels, tuple(size)
-        self.patch, self.num_classes = patch, num_classes
-        self.grid = (height // patch, columns // patch)
-        self.embed = PatchEmbed(in_channels, width, patch)
-        self.embed_clock = ClockEmbedding(width)
-        self.embed_label = nn.Embedding(num_classes + 1, width) if num_classes else None
-        if self.embed_label is not None:
-            nn.init.normal_(self.embed_label.weight, std=0.02)
-        self.blocks = nn.ModuleList(
-            AdaLNBlock(width, heads, TIME if i % 2 else SPACE) for i in range(depth)
-        )
-        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.ada = AdaLN(width, 2)
-        self.head = linear(width, patch * patch * out_channels, std=0)
-        self.register_buffer("pos_embed", sincos_2d(*self.grid, width).float())
-        self.register_buffer("temp_embed", sincos_1d(torch.arange(frames), width).float())
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of one sample of ``size``."""
-        return self.size[0] * self.grid[0] * self.grid[1]
-
-    def positions(self, frames: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        """Tables of positions for a size; the stored ones at the size they were made for.
-
-        Args:
-            frames: Number of frames.
-            rows: Rows of the grid of patches.
-            columns: Columns of the grid of patches.
-
-        Returns:
-            Spatial (N, width) and temporal (T, 1, width) tables.
-        """
-        space, time = self.pos_embed, self.temp_embed
-        if (rows, columns) != self.grid:
-            space = sincos_2d(rows, columns, space.shape[-1]).to(space)
-        if frames != len(time):
-            time = sincos_1d(torch.arange(frames), time.shape[-1]).to(time)
-        return space, time[:, None]
+        super().__init__(in_channels, out_channels, size, patch, width, num_classes)
+        self.blocks = nn.ModuleList(_blocks(layout or "interleaved", width, depth, heads))
+        is_temporal = [getattr(block, "axis", None) == TIME for block in self.blocks]
+        self._first_temporal = is_temporal.index(True) if any(is_temporal) else 0
+        table = sincos_1d(torch.arange(self.grid[0]), width).float()
+        self.register_buffer("temp_embed", table)
 
     def forward(self, x: Tensor, clock: Tensor, label: Tensor | None = None) -> Tensor:
         """Predict.
@@ -101,23 +85,23 @@ class Latte(nn.Module):
 
         Returns:
             (B, out_channels, T, H, W).
-
-        Raises:
-            ValueError: The patch does not divide the size, or labels are missing.
         """
-        frames, rows, columns = x.shape[2], x.shape[3] // self.patch, x.shape[4] // self.patch
-        condition = self.embed_clock(clock)
-        if self.embed_label is not None:
-            if label is None:
-                raise ValueError("a class-conditional Latte needs label=; num_classes is none")
-            condition = condition + self.embed_label(label)
-        space, time = self.positions(frames, rows, columns)
-
-        x = self.embed(x) + space  # (B, T, N, width)
+        condition = self.condition(clock, label)
+        tokens = self.tokens(x)
         for i, block in enumerate(self.blocks):
-            if i == 1:
-                x = x + time
-            x = block(x, condition)
+            if i == self._first_temporal:  # frames are told apart where time first matters
+                tokens = tokens + time_table(self.temp_embed, tokens.shape[1])
+            tokens = block(tokens, condition)
+        return self.output(tokens, condition, x.shape[2:])
 
-        shift, scale = self.ada(condition)
-        return unpatchify(self.head(modulate(self.norm(x), shift, scale)), rows, self.patch)
+
+def _blocks(layout: str, width: int, depth: int, heads: int) -> list[nn.Module]:
+    if layout == "joint":
+        return [SpaceTimeBlock(width, heads) for _ in range(depth)]
+    if layout not in ("interleaved", "late"):
+        raise ValueError(f"layout must be 'interleaved', 'late' or 'joint', got {layout!r}")
+    if depth % 2:
+        raise ValueError(f"depth counts spatial and temporal blocks: even, not {depth}")
+    pair, half = [SPACE, TIME], depth // 2
+    axes = pair * half if layout == "interleaved" else [SPACE] * half + [TIME] * half
+    return [AdaLNBlock(width, heads, axis) for axis in axes]

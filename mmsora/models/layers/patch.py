@@ -1,71 +1,83 @@
 """Patches of a video as tokens, and back."""
 
+from collections.abc import Sequence
+
 from einops import rearrange
 from torch import Tensor, nn
 
 from mmsora.models.layers.linear import linear
 
-__all__ = ["PatchEmbed", "check_divisible", "unpatchify"]
+__all__ = ["Patch", "PatchEmbed", "grid_of", "unpatchify"]
+
+Patch = tuple[int, int, int]  # frames, rows and columns
 
 
-def check_divisible(height: int, width: int, patch: int) -> None:
-    """Refuse a size that patches do not tile.
+def grid_of(size: Sequence[int], patch: Patch) -> tuple[int, int, int]:
+    """How many patches tile a size.
 
     Args:
-        height: Of the latent.
-        width: Of the latent.
-        patch: Side of a patch.
+        size: Frames, height and width of the latent.
+        patch: Frames, rows and columns of a patch.
+
+    Returns:
+        Patches along each of the three.
 
     Raises:
         ValueError: A side is not divisible by the patch.
     """
-    if height % patch or width % patch:
+    if any(side % step for side, step in zip(size, patch, strict=True)):
+        near = [max(round(side / p), 1) * p for side, p in zip(size, patch, strict=True)]
         raise ValueError(
-            f"size {height}x{width} is not divisible by patch {patch}; the nearest that is: "
-            f"{max(round(height / patch), 1) * patch}x{max(round(width / patch), 1) * patch}"
+            f"size {_times(size)} (frames, height, width) is not divisible by patch "
+            f"{_times(patch)}; the nearest that is: {_times(near)}"
         )
+    frames, rows, columns = (side // p for side, p in zip(size, patch, strict=True))
+    return frames, rows, columns
+
+
+def _times(sides: Sequence[int]) -> str:
+    return "x".join(str(side) for side in sides)
 
 
 class PatchEmbed(nn.Module):
-    """Square patches of each frame, each through one linear layer.
+    """Non-overlapping patches of a video, each through one linear layer.
 
     Args:
         channels: Channels of the video.
         width: Width of the tokens.
-        patch: Side of a patch.
+        patch: Frames, rows and columns of a patch.
     """
 
-    def __init__(self, channels: int, width: int, patch: int) -> None:
+    def __init__(self, channels: int, width: int, patch: Patch) -> None:
         super().__init__()
         self.patch = patch
-        self.proj = linear(channels * patch * patch, width)
+        s, p, q = patch
+        self.proj = linear(channels * s * p * q, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape (B, C, T, H, W) to (B, T, H W / patch^2, width), row-major.
+        """Shape (B, C, T, H, W) to (B, t, h w, width), row-major.
 
         Args:
             x: The video.
 
         Returns:
             The tokens.
-
-        Raises:
-            ValueError: The patch does not divide the size.
         """
-        check_divisible(x.shape[-2], x.shape[-1], self.patch)
-        x = rearrange(x, "b c t (h p) (w q) -> b t (h w) (c p q)", p=self.patch, q=self.patch)
+        s, p, q = self.patch
+        x = rearrange(x, "b c (t s) (h p) (w q) -> b t (h w) (c s p q)", s=s, p=p, q=q)
         return self.proj(x)
 
 
-def unpatchify(x: Tensor, rows: int, patch: int) -> Tensor:
+def unpatchify(x: Tensor, rows: int, patch: Patch) -> Tensor:
     """Tokens back to a video.
 
     Args:
-        x: (B, T, N, patch * patch * C), each token ordered (row, column, channel).
+        x: (B, t, N, volume of the patch * C), each token ordered (frame, row, column, channel).
         rows: Rows of the grid of patches.
-        patch: Side of a patch.
+        patch: Frames, rows and columns of a patch.
 
     Returns:
         (B, C, T, H, W).
     """
-    return rearrange(x, "b t (h w) (p q c) -> b c t (h p) (w q)", h=rows, p=patch, q=patch)
+    s, p, q = patch
+    return rearrange(x, "b t (h w) (s p q c) -> b c (t s) (h p) (w q)", h=rows, s=s, p=p, q=q)

@@ -254,7 +254,7 @@ def test_bfloat16_weights():
     ("changes", "message"),
     [
         (dict(depth=3), "even, not 3"),
-        (dict(size=(5, 12, 21)), "12x21 is not divisible by patch 2.*12x20"),
+        (dict(size=(5, 12, 21)), "5x12x21 .* is not divisible by patch 1x2x2.*5x12x20"),
         (dict(heads=5), "width 24 is not divisible by heads 5"),
         (dict(width=30), "divisible by 4, got 30"),
     ],
@@ -266,7 +266,7 @@ def test_impossible_models_are_refused(changes, message):
 
 def test_impossible_inputs_are_refused():
     model, (x, clock, label) = latte(), batch()
-    with pytest.raises(ValueError, match="11x20 is not divisible by patch 2"):
+    with pytest.raises(ValueError, match="11x20 .* is not divisible by patch 1x2x2"):
         model(x[:, :, :, :11], clock, label)
     with pytest.raises(ValueError, match="needs label="):
         model(x, clock)

@@ -79,7 +79,7 @@ def test_short_sequences_are_plain_on_the_cpu(tokens, calls, monkeypatch):
 
 def module():
     torch.manual_seed(0)
-    layer = Attention(width=24, heads=3)
+    layer = Attention(width=24, heads=4)
     torch.nn.init.normal_(layer.qkv.bias)
     torch.nn.init.normal_(layer.proj.bias)
     return layer, torch.randn(SHAPE)
@@ -89,7 +89,7 @@ def one_sequence(layer, x):
     """Attention of one sequence (tokens, width), one head at a time."""
     q, k, v = (x @ layer.qkv.weight.T + layer.qkv.bias).split(24, dim=-1)
     heads = [
-        by_definition(*each) for each in zip(*(y.split(8, dim=-1) for y in (q, k, v)), strict=True)
+        by_definition(*each) for each in zip(*(y.split(6, dim=-1) for y in (q, k, v)), strict=True)
     ]
     return torch.cat(heads, -1).float() @ layer.proj.weight.T + layer.proj.bias
 
