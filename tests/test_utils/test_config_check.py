@@ -477,10 +477,15 @@ def test_mistakes_that_only_show_at_building():
 
 
 def test_the_traceback_can_be_had(monkeypatch):
+    bad = dict(type="Latte", in_channels=1, out_channels=1, size=(2, 4, 4), patch=2, width=8,
+               depth=3, heads=2)  # fmt: skip
+    with pytest.raises(UserError, match="^Latte: depth"), user_errors():
+        DENOISERS.build(bad)
     monkeypatch.setenv("MMSORA_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="^depth"), user_errors():
+        DENOISERS.build(bad)
+
+
+def test_errors_of_other_code_pass_through():
     with pytest.raises(KeyError), user_errors():
-        raise KeyError("label")
-    monkeypatch.delenv("MMSORA_TRACEBACK")
-    text = r"^KeyError: label \(MMSORA_TRACEBACK=1 shows where\)$"
-    with pytest.raises(UserError, match=text), user_errors():
         raise KeyError("label")
