@@ -104,7 +104,7 @@ def write(videos: "Tensor", args: argparse.Namespace, cfg: "Config", seconds: fl
         "checkpoint": str(args.checkpoint),
         "checkpoint_sha256": digest(Path(args.checkpoint)),
         "ema": not args.no_ema,
-        "command": shlex.join(["python", "tools/infer.py", *sys.argv[1:]]),
+        "command": args.command,
         "versions": {"mmsora": mmsora.__version__, "torch": torch.__version__},
         "seconds_of_all": round(seconds, 2),
         "model": config_dict(cfg)["model"],
@@ -132,7 +132,9 @@ def digest(path: Path) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Sample."""
+    argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
+    args.command = shlex.join(["python", "tools/infer.py", *argv])
     with user_errors_as_one_line():
         if args.num_samples is not None and args.num_samples < 1:
             raise UserError(f"--num-samples must be at least 1, got {args.num_samples}")

@@ -90,7 +90,7 @@ def seconds_per_step(cfg: "Config", precision: str, device: "torch.device") -> f
             losses = model.loss(data["inputs"], data["data_samples"], draws)
         loss, _ = model.parse_losses(losses)
         optim_wrapper.update_params(loss)
-        float(loss)  # waits for the device
+        loss.item()  # waits for the device
         times.append(time.perf_counter() - start)
     return sorted(times)[len(times) // 2]
 
@@ -116,8 +116,8 @@ def set_length(cfg: "Config", iters: int) -> None:
     """Let training, the learning rate and the sampling end at another iteration."""
     cfg.train_cfg.max_iters = iters
     warmup, decay = cfg.param_scheduler
-    warmup.end = decay.begin = min(warmup.end, iters // 5)
-    decay.end = iters
+    warmup.end = decay.begin = min(warmup.end, max(iters // 5, 1))
+    decay.end = max(iters, decay.begin + 1)
     for hook in cfg.custom_hooks:
         if "interval" in hook:
             hook.interval = max(iters // 4, 1)
@@ -198,9 +198,11 @@ def main(argv: list[str] | None = None) -> None:
 
         from mmsora.engine.hooks.telemetry_hook import peak_memory
         from mmsora.utils.atomic import write_json
+        from mmsora.utils.config_check import user_errors
 
         init_default_scope("mmsora")
-        fit_to_budget(cfg, args)
+        with user_errors():
+            fit_to_budget(cfg, args)
         checkpoint = train(cfg)
         trained = time.perf_counter() - start
         result = sample_and_judge(cfg, checkpoint, args.num_clips)

@@ -13,4 +13,6 @@ if [ "${1:-}" = --setup-only ]; then
     exit 0
 fi
 cd "$root"
+# Threads that wait yield soon: on two cores any other process would stall them otherwise.
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-3000}
 exec python tools/quickstart.py "$@"
