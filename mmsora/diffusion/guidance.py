@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 from mmsora.diffusion.level import Estimate, Level
@@ -25,10 +26,12 @@ class ClassifierFree(Guidance):
 
     Args:
         scale: 1 is no guidance, and costs one network call instead of two.
+        channels: Guide only the first so many channels; the others stay conditional. The
+            published DiT and SiT guide 3 of 4. None guides all.
     """
 
-    def __init__(self, scale: float) -> None:
-        self.scale = scale
+    def __init__(self, scale: float, channels: int | None = None) -> None:
+        self.scale, self.channels = scale, channels
 
     def __call__(self, conditional: Denoise, unconditional: Denoise) -> Denoise:
         if self.scale == 1:
@@ -36,9 +39,15 @@ class ClassifierFree(Guidance):
 
         def guided(x: Tensor, level: Level) -> Estimate:
             cond, null = conditional(x, level), unconditional(x, level)
-            return Estimate(
-                null.x0 + self.scale * (cond.x0 - null.x0),
-                null.noise + self.scale * (cond.noise - null.noise),
+            return cond._replace(
+                x0=self._mix(cond.x0, null.x0), noise=self._mix(cond.noise, null.noise)
             )
 
         return guided
+
+    def _mix(self, cond: Tensor, null: Tensor) -> Tensor:
+        if self.channels is None:
+            return null + self.scale * (cond - null)
+        first, rest = cond[:, : self.channels], cond[:, self.channels :]
+        null = null[:, : self.channels]
+        return torch.cat([null + self.scale * (first - null), rest], dim=1)

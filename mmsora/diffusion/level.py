@@ -16,10 +16,15 @@ class Level(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What a network believes the data and the noise to be, each shaped like ``x``."""
+    """What a network believes the data and the noise to be, each shaped like ``x``.
+
+    A network that learns its variance also says where the logarithm of a step's variance lies
+    between the posterior's (0) and the forward process's (1).
+    """
 
     x0: Tensor
     noise: Tensor
+    log_var_mix: Tensor | None = None
 
 
 class RandomNumbers(Protocol):

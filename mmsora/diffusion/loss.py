@@ -3,14 +3,16 @@
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from mmsora.diffusion.level import Level
 from mmsora.diffusion.path import Path
-from mmsora.diffusion.prediction import Prediction
+from mmsora.diffusion.prediction import LearnedRange, Prediction
+from mmsora.diffusion.variational import bound_of_step
 from mmsora.registry import LOSSES
 
-__all__ = ["Loss", "MSE", "Noised"]
+__all__ = ["Hybrid", "Loss", "MSE", "Noised"]
 
 
 class Noised(NamedTuple):
@@ -50,10 +52,42 @@ class MSE(Loss):
         self, path: Path, prediction: Prediction, batch: Noised, output: Tensor
     ) -> Tensor:
         target = prediction.target(path, batch.x0, batch.noise, batch.level)
+        told, output = output, prediction.of_target(output)
         if output.shape != target.shape:
+            channels = target.shape[1] * told.shape[1] // max(output.shape[1], 1)
             raise ValueError(
                 f"{type(prediction).__name__} needs an output of shape {tuple(target.shape)}, "
                 f"the network gave {tuple(output.shape)}; set the denoiser's out_channels to "
-                f"{target.shape[1]}"
+                f"{channels}"
             )
         return (output.float() - target.float()).square().flatten(1).mean(1)
+
+
+@LOSSES.register_module()
+class Hybrid(MSE):
+    """iDDPM's hybrid loss: mean squared error, and the variational bound for the variance alone.
+
+    ``L_simple + vlb_weight L_vlb``, the bound in bits for each dimension and with the mean held
+    fixed (arXiv:2102.09672, section 3.1), as DiT and Latte train.
+
+    Args:
+        vlb_weight: Of the bound; 1 is what DiT and Latte use.
+    """
+
+    def __init__(self, vlb_weight: float = 1.0) -> None:
+        self.vlb_weight = vlb_weight
+
+    def __call__(
+        self, path: Path, prediction: Prediction, batch: Noised, output: Tensor
+    ) -> Tensor:
+        if not isinstance(prediction, LearnedRange):
+            raise ValueError(
+                f"Hybrid trains a learned variance, and {type(prediction).__name__} has none; "
+                "use LearnedRange, or the loss MSE"
+            )
+        squares = super().__call__(path, prediction, batch, output)
+        mean, variance = prediction.split(output.float())
+        fixed = torch.cat([mean.detach(), variance], dim=1)
+        estimate = prediction.estimate(path, batch.x, fixed, batch.level)
+        bound = bound_of_step(path, batch.x0, batch.x, estimate, batch.level.t)
+        return squares + self.vlb_weight * bound

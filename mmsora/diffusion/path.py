@@ -8,7 +8,7 @@ from torch import Tensor
 from mmsora.diffusion.level import Level, expand
 from mmsora.registry import SCHEDULERS
 
-__all__ = ["DiscretePath", "LinearPath", "Path"]
+__all__ = ["LinearPath", "Path"]
 
 
 class Path(ABC):
@@ -81,48 +81,3 @@ class LinearPath(Path):
 
     def clock(self, t: Tensor) -> Tensor:
         return self.clock_scale * t
-
-
-@SCHEDULERS.register_module()
-class DiscretePath(Path):
-    """A table of noise levels, as of DDPM (Ho et al. 2020, arXiv:2006.11239, section 2).
-
-    Times are the level's number, 0 to ``num_levels - 1``; -1 is clean data. The network is told
-    the number itself.
-
-    Args:
-        betas: Name of the table: ``linear`` grows from 1e-4 to 0.02 over 1000 levels.
-        num_levels: Length of the table. Fewer levels take larger betas, as iDDPM scales them.
-    """
-
-    def __init__(self, betas: str = "linear", num_levels: int = 1000) -> None:
-        if betas != "linear":
-            raise ValueError(f"unknown table of betas {betas!r}; there is 'linear'")
-        if num_levels < 20:
-            raise ValueError(f"a linear table has at least 20 levels, not {num_levels}: beta > 1")
-        scale = 1000 / num_levels
-        table = torch.linspace(scale * 1e-4, scale * 0.02, num_levels, dtype=torch.float64)
-        alpha_bar = torch.cat([table.new_ones(1), (1 - table).cumprod(0)])
-        self._alpha, self._sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-        self.num_levels = num_levels
-        self.t_clean, self.t_noise = -1.0, num_levels - 1.0
-
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        index = t.long() + 1
-        return self._alpha[index], self._sigma[index]
-
-    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Differences from the level below: the table knows nothing between levels."""
-        index = t.long() + 1
-        below = (index - 1).clamp_min(0)
-        return (
-            self._alpha[index] - self._alpha[below],
-            self._sigma[index] - self._sigma[below],
-        )
-
-    def time_at(self, fraction: Tensor) -> Tensor:
-        return (fraction * self._levels).floor()
-
-    @property
-    def _levels(self) -> int:
-        return len(self._alpha) - 1

@@ -13,7 +13,7 @@ from mmsora.diffusion.level import Estimate, Level, expand
 from mmsora.diffusion.path import Path
 from mmsora.registry import SCHEDULERS
 
-__all__ = ["NoisePrediction", "Prediction", "VPrediction", "VelocityPrediction"]
+__all__ = ["LearnedRange", "NoisePrediction", "Prediction", "VPrediction", "VelocityPrediction"]
 
 
 class Prediction(ABC):
@@ -32,6 +32,10 @@ class Prediction(ABC):
     def scale_input(self, x: Tensor, level: Level) -> Tensor:
         """What the network sees at ``level``: ``x`` itself unless a prediction says otherwise."""
         return x
+
+    def of_target(self, output: Tensor) -> Tensor:
+        """The part of the output that is to equal the target: all of it, unless more is said."""
+        return output
 
     @abstractmethod
     def target(self, path: Path, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
@@ -108,3 +112,56 @@ class VelocityPrediction(Prediction):
     def _rates(path: Path, like: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         d_alpha, d_sigma = path.rates(level.t)
         return expand(d_alpha, like), expand(d_sigma, like)
+
+
+@SCHEDULERS.register_module()
+class LearnedRange(Prediction):
+    """Half of the output's channels say a mean, the others the variance of a step (iDDPM).
+
+    The logarithm of the variance lies between those of the posterior and of the forward process,
+    at ``(v + 1) / 2`` of the way (arXiv:2102.09672, equation 15).
+
+    Args:
+        mean: The meaning of the first half: a prediction or its config.
+    """
+
+    def __init__(self, mean: Prediction | dict) -> None:
+        self.mean: Prediction = SCHEDULERS.build(mean) if isinstance(mean, dict) else mean
+
+    def check(self, path: Path) -> None:
+        self.mean.check(path)
+
+    def scale_input(self, x: Tensor, level: Level) -> Tensor:
+        return self.mean.scale_input(x, level)
+
+    def of_target(self, output: Tensor) -> Tensor:
+        return self.split(output)[0]
+
+    @staticmethod
+    def split(output: Tensor) -> tuple[Tensor, Tensor]:
+        """The halves of an output.
+
+        Args:
+            output: (B, 2 C, ...).
+
+        Returns:
+            What is said of the mean and of the variance, each (B, C, ...).
+
+        Raises:
+            ValueError: The number of channels is odd.
+        """
+        if output.shape[1] % 2:
+            raise ValueError(
+                f"LearnedRange needs two output channels for each of the latent's, the network "
+                f"gave {output.shape[1]}; set the denoiser's out_channels to twice in_channels"
+            )
+        mean, variance = output.chunk(2, dim=1)
+        return mean, variance
+
+    def target(self, path: Path, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
+        return self.mean.target(path, x0, noise, level)
+
+    def estimate(self, path: Path, x: Tensor, output: Tensor, level: Level) -> Estimate:
+        mean, variance = self.split(output)
+        estimate = self.mean.estimate(path, x, mean, level)
+        return estimate._replace(log_var_mix=(variance + 1) / 2)

@@ -52,14 +52,15 @@ class Diffusion:
         guidance: Guidance | dict,
         loss: Loss | dict,
     ) -> None:
-        self.path: Path = _build(SCHEDULERS, path)
-        self.prediction: Prediction = _build(SCHEDULERS, prediction)
-        self.train_times: Times = _build(SCHEDULERS, train_times)
-        self.solver: Solver = _build(SCHEDULERS, solver)
-        self.grid: Grid = _build(SCHEDULERS, grid)
-        self.guidance: Guidance = _build(SCHEDULERS, guidance)
-        self.loss_function: Loss = _build(LOSSES, loss)
-        self.prediction.check(self.path)
+        with torch.device("cpu"):  # tables stay there, wherever networks are built
+            self.path: Path = _build(SCHEDULERS, path)
+            self.prediction: Prediction = _build(SCHEDULERS, prediction)
+            self.train_times: Times = _build(SCHEDULERS, train_times)
+            self.solver: Solver = _build(SCHEDULERS, solver)
+            self.grid: Grid = _build(SCHEDULERS, grid)
+            self.guidance: Guidance = _build(SCHEDULERS, guidance)
+            self.loss_function: Loss = _build(LOSSES, loss)
+            self.prediction.check(self.path)
 
     def noised(self, x0: Tensor, t: Tensor, draws: RandomNumbers) -> Noised:
         """Put clean data on the path.

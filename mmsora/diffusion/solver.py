@@ -15,48 +15,66 @@ from mmsora.diffusion.level import Estimate, Level, RandomNumbers
 from mmsora.diffusion.path import Path
 from mmsora.registry import SCHEDULERS
 
-__all__ = ["Ancestral", "Denoise", "Euler", "Heun", "Solver", "posterior_std", "step"]
+__all__ = [
+    "Ancestral",
+    "Denoise",
+    "Euler",
+    "Heun",
+    "Solver",
+    "forward_variance",
+    "posterior_variance",
+    "step",
+]
 
 Denoise = Callable[[Tensor, Level], Estimate]
 
 
-def posterior_std(now: Level, to: Level) -> Tensor:
-    """Standard deviation of ``x_to`` given ``x_now`` and the data, on any path.
-
-    DDPM's ``sqrt(beta tilde)`` (arXiv:2006.11239, equation 7) for two levels of a table.
+def forward_variance(now: Level, to: Level) -> Tensor:
+    """Variance of ``x_now`` given ``x_to``, on any path: DDPM's beta for levels of a table.
 
     Args:
         now: The noisier level.
         to: The cleaner level.
 
     Returns:
-        The standard deviation, broadcastable against the batch.
+        Broadcastable against the batch.
     """
-    forward_var = now.sigma**2 - (now.alpha / to.alpha * to.sigma) ** 2
-    return (forward_var.clamp_min(0)).sqrt() * to.sigma / now.sigma
+    return (now.sigma**2 - (now.alpha / to.alpha * to.sigma) ** 2).clamp_min(0)
 
 
-def step(
-    estimate: Estimate, to: Level, std: Tensor | float = 0.0, noise: Tensor | None = None
-) -> Tensor:
-    """Go to a level with the estimated data and noise, part of the noise drawn anew.
+def posterior_variance(now: Level, to: Level) -> Tensor:
+    """Variance of ``x_to`` given ``x_now`` and the data, on any path.
 
-    With ``std`` 0 this is the Euler step of the probability flow; with the posterior's, the
-    ancestral step (DDIM, arXiv:2010.02502, equation 12).
+    DDPM's beta tilde (arXiv:2006.11239, equation 7) for two levels of a table.
+
+    Args:
+        now: The noisier level.
+        to: The cleaner level.
+
+    Returns:
+        Broadcastable against the batch.
+    """
+    return forward_variance(now, to) * (to.sigma / now.sigma) ** 2
+
+
+def step(estimate: Estimate, to: Level, variance: Tensor | float = 0.0) -> Tensor:
+    """Go to a level with the estimated data and noise, less the noise that is to be drawn anew.
+
+    With variance 0 this is the Euler step of the probability flow; with the posterior's, the
+    posterior's mean (DDIM, arXiv:2010.02502, equation 12).
 
     Args:
         estimate: Data and noise.
         to: Where to go.
-        std: Standard deviation of the new noise.
-        noise: Standard normal numbers shaped like the data; unused when ``std`` is 0.
+        variance: Of the noise that the caller adds.
 
     Returns:
-        ``x`` at ``to``.
+        ``x`` at ``to``, before that noise.
     """
-    if noise is None:
+    if isinstance(variance, float) and variance == 0:
         return to.alpha * estimate.x0 + to.sigma * estimate.noise
-    kept = (to.sigma**2 - std**2).clamp_min(0).sqrt()
-    return to.alpha * estimate.x0 + kept * estimate.noise + std * noise
+    kept = (to.sigma**2 - variance).clamp_min(0).sqrt()
+    return to.alpha * estimate.x0 + kept * estimate.noise
 
 
 class Solver(ABC):
@@ -99,19 +117,37 @@ class Euler(Solver):
             now, to = path.at(t_now, x), path.at(t_to, x)
             estimate = denoise(x, now)
             if self.eta:
-                std = self.eta * posterior_std(now, to)
-                x = step(estimate, to, std, draws.normal(f"solver/{i}", x))
+                variance = self.eta**2 * posterior_variance(now, to)
+                new = draws.normal(f"solver/{i}", x)
+                x = step(estimate, to, variance) + variance.sqrt() * new
             else:
                 x = step(estimate, to)
         return x
 
 
 @SCHEDULERS.register_module()
-class Ancestral(Euler):
-    """DDPM's sampler: every step draws from the posterior (arXiv:2006.11239, algorithm 2)."""
+class Ancestral(Solver):
+    """DDPM's sampler: every step draws from the posterior (arXiv:2006.11239, algorithm 2).
 
-    def __init__(self) -> None:
-        super().__init__(eta=1.0)
+    Its variance is the network's own where the network learns it, else the posterior's. No noise
+    is added on arrival at clean data.
+    """
+
+    def __call__(
+        self, denoise: Denoise, x: Tensor, path: Path, times: Tensor, draws: RandomNumbers
+    ) -> Tensor:
+        for i, (t_now, t_to) in enumerate(pairwise(times)):
+            now, to = path.at(t_now, x), path.at(t_to, x)
+            estimate = denoise(x, now)
+            posterior = posterior_variance(now, to)
+            x = step(estimate, to, posterior)
+            if to.sigma > 0:
+                std = posterior.sqrt()
+                if estimate.log_var_mix is not None:
+                    most = forward_variance(now, to)
+                    std = (most / posterior) ** (estimate.log_var_mix / 2) * std
+                x = x + std * draws.normal(f"solver/{i}", x)
+        return x
 
 
 @SCHEDULERS.register_module()

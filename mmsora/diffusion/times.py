@@ -63,18 +63,24 @@ class Grid(ABC):
 class SpacedGrid(Grid):
     """Even steps.
 
-    On a table of levels: evenly spaced levels, first and last included, then clean data, to the
-    last bit those of iDDPM's ``create_diffusion(str(num_steps))`` (arXiv:2102.09672). A single
-    step starts at the noisiest level, where iDDPM would take the cleanest.
+    On a table of levels one of the two published spacings, then clean data:
+
+    * ``linspace``: first and last level included, to the last bit those of iDDPM's
+      ``create_diffusion(str(num_steps))`` (arXiv:2102.09672). A single step starts at the
+      noisiest level, where iDDPM would take the cleanest.
+    * ``leading``: every so many levels from 0 on, iDDPM's ``create_diffusion("ddimN")``.
 
     Args:
         num_steps: Number of steps.
+        spacing: The spacing on a table.
     """
 
-    def __init__(self, num_steps: int) -> None:
+    def __init__(self, num_steps: int, spacing: str = "linspace") -> None:
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-        self.num_steps = num_steps
+        if spacing not in ("linspace", "leading"):
+            raise ValueError(f"spacing must be 'linspace' or 'leading', got {spacing!r}")
+        self.num_steps, self.spacing = num_steps, spacing
 
     def __call__(self, path: Path) -> Tensor:
         if path.num_levels is None:
@@ -86,8 +92,23 @@ class SpacedGrid(Grid):
                 f"{self.num_steps} steps do not fit {path.num_levels} levels; use at most "
                 f"{path.num_levels}"
             )
-        last = path.num_levels - 1
-        stride = last / max(self.num_steps - 1, 1)
-        sums = accumulate(repeat(stride, self.num_steps - 1), initial=0.0)  # as iDDPM adds them up
-        levels = [round(level) for level in sums] if self.num_steps > 1 else [last]
+        places = self._leading if self.spacing == "leading" else self._linspace
+        levels = places(path.num_levels)
         return torch.tensor([*reversed(levels), path.t_clean], dtype=torch.float64)
+
+    def _linspace(self, num_levels: int) -> list[int]:
+        last = num_levels - 1
+        if self.num_steps == 1:
+            return [last]
+        stride = last / (self.num_steps - 1)
+        sums = accumulate(repeat(stride, self.num_steps - 1), initial=0.0)  # as iDDPM adds them up
+        return [round(level) for level in sums]
+
+    def _leading(self, num_levels: int) -> list[int]:
+        for stride in range(1, num_levels + 1):
+            if len(range(0, num_levels, stride)) == self.num_steps:
+                return list(range(0, num_levels, stride))
+        raise ValueError(
+            f"no whole stride over {num_levels} levels makes exactly {self.num_steps} steps; "
+            "use the spacing 'linspace' or another number"
+        )

@@ -29,9 +29,10 @@ def linear_time(clock):
 
 
 def table_level(clock):
-    """The same at a clock of DDPM; rates are differences from the level below."""
+    """The same at a clock of DDPM; rates are differences, times the levels."""
     now = clock.round().long().numpy() + 1
-    values = ALPHA[now], SIGMA[now], ALPHA[now] - ALPHA[now - 1], SIGMA[now] - SIGMA[now - 1]
+    rates = [1000 * (values[now] - values[now - 1]) for values in (ALPHA, SIGMA)]
+    values = ALPHA[now], SIGMA[now], *rates
     return tuple(torch.from_numpy(value) for value in values)
 
 
@@ -124,6 +125,42 @@ def test_order_of_convergence(solver, order, prediction):
     coarse, fine = error(40), error(80)
     assert math.log2(coarse / fine) == pytest.approx(order, abs=0.1)
     assert fine < 0.1**order
+
+
+def learned_network(grid):
+    """The ideal network that knows the exact variance of a step of a grid, too."""
+    ideal = ideal_network(table_level, D.NoisePrediction())
+    below = dict(zip(grid[:-1].tolist(), grid[1:].tolist(), strict=True))
+
+    def network(x, clock):
+        alpha, sigma, *_ = (value[:1] for value in table_level(clock.double()))
+        alpha_to, sigma_to, *_ = table_level(torch.tensor([below[clock[0].item()]]))
+        forward = sigma**2 - (alpha / alpha_to * sigma_to) ** 2
+        posterior = forward * (sigma_to / sigma) ** 2
+        of_data = STD**2 * sigma**2 / (alpha**2 * STD**2 + sigma**2)
+        exact = posterior + (alpha_to * forward / sigma**2) ** 2 * of_data
+        mix = (exact / posterior).log() / (forward / posterior).log()
+        mix = mix if sigma_to > 0 else torch.zeros_like(STD)
+        return torch.cat([ideal(x, clock), (2 * mix - 1).expand_as(x).to(x)], dim=1)
+
+    return network
+
+
+def test_with_the_exact_variance_few_steps_are_enough():
+    """Each step is then drawn from the true distribution, however long it is."""
+    path, grid, solver = D.DiscretePath(), D.SpacedGrid(10), D.Ancestral()
+
+    def spread(prediction, network):
+        noise, draws = start(SAMPLES)
+        x = process(path, prediction, solver, 10).sample(network, noise, {}, None, draws)
+        whitened = (x - MEAN) / STD
+        assert whitened.mean((0, 2, 3, 4)).abs().max() < 0.05
+        return whitened.std((0, 2, 3, 4))
+
+    learned = spread(D.LearnedRange(D.NoisePrediction()), learned_network(grid(path)))
+    assert (learned - 1).abs().max() < 0.03
+    fixed = spread(D.NoisePrediction(), ideal_network(table_level, D.NoisePrediction()))
+    assert (fixed - 1).abs().min() > 0.05
 
 
 def test_noise_prediction_refuses_a_path_that_starts_in_pure_noise():
