@@ -10,6 +10,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch starts its threads
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import numpy as np
 import pytest
 import torch
 
@@ -117,3 +118,52 @@ def fill_weights():
         return model
 
     return fill
+
+
+def _splitmix64(z):
+    z = z + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _filled(name, shape, scale=3**0.5):
+    start = np.uint64(zlib.crc32(name.encode()) << 32)
+    bits = _splitmix64(start + np.arange(np.prod(shape), dtype=np.uint64))
+    unit = (bits >> np.uint64(11)) / 2**53 * 2 - 1
+    return torch.from_numpy(unit * scale).float().reshape(shape)
+
+
+@pytest.fixture(scope="session")
+def filled():
+    """Call it with a name and a shape for numbers in (-scale, scale): a function of the name."""
+    return _filled
+
+
+@pytest.fixture(scope="session")
+def public_weights():
+    """Call it with a case of ``public_keys.json`` for its state dict, filled by the keys' names.
+
+    Positions are sines, as in a public checkpoint. ``rows`` are those of the label table.
+    """
+    from mmsora.models.layers.position import sincos_1d, sincos_2d
+
+    shapes = json.loads((ROOT / "tests/data/public_keys.json").read_text())
+
+    def make(case, rows=None):
+        weights = {}
+        for key, shape in shapes[case].items():
+            if key == "y_embedder.embedding_table.weight" and rows:
+                shape = [rows, shape[1]]
+            if key == "pos_embed":
+                side = round(shape[1] ** 0.5)
+                weights[key] = sincos_2d(side, side, shape[2]).float()[None]
+            elif key == "temp_embed":
+                weights[key] = sincos_1d(torch.arange(shape[1]), shape[2]).float()[None]
+            else:
+                fan_in = np.prod(shape[1:])
+                scale = (3 / fan_in) ** 0.5 if len(shape) > 1 else 0.1
+                weights[key] = _filled(key, shape, scale)
+        return weights
+
+    return make

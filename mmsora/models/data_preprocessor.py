@@ -27,8 +27,15 @@ class VideoPreprocessor(BaseDataPreprocessor):
 
         Returns:
             ``inputs`` (B, C, T, H, W) in [-1, 1] and ``data_samples``.
+
+        Raises:
+            ValueError: Clips are not uint8.
         """
         inputs = data["inputs"]
+        if inputs[0].dtype != torch.uint8:
+            raise ValueError(
+                f"clips are uint8 tensors (C, T, H, W), the dataset gives {inputs[0].dtype}"
+            )
         batch = inputs if isinstance(inputs, torch.Tensor) else torch.stack(list(inputs))
         batch = batch.to(self.device, non_blocking=True).float() / 127.5 - 1
         return {"inputs": batch, "data_samples": data["data_samples"]}

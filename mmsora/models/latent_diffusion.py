@@ -1,5 +1,6 @@
 """The model that is trained: the one place where VAE, conditioner, denoiser and process meet."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
@@ -35,6 +36,8 @@ class LatentDiffusion(BaseModel):
         vae: Config of the VAE.
         conditioner: Config of what the denoiser is told; None for an unconditional model.
         data_preprocessor: Config of what makes a batch of clips.
+        freeze: Regular expression; parameters of the denoiser whose names it is found in are not
+            trained.
     """
 
     denoiser: nn.Module
@@ -48,6 +51,7 @@ class LatentDiffusion(BaseModel):
         vae: dict,
         conditioner: dict | None = None,
         data_preprocessor: dict | None = None,
+        freeze: str | None = None,
     ) -> None:
         super().__init__(data_preprocessor or {"type": "mmsora.VideoPreprocessor"})
         self.denoiser = DENOISERS.build(denoiser)
@@ -56,6 +60,24 @@ class LatentDiffusion(BaseModel):
         self.conditioner = CONDITIONERS.build(conditioner) if conditioner else None
         self.diffusion: Diffusion = SCHEDULERS.build(diffusion)
         self._check_classes()
+        if freeze is not None:
+            self._freeze(freeze)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Without the frozen VAE, whose weights are read anew from its own files."""
+        state = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", "") + "vae."
+        for key in [key for key in state if key.startswith(prefix)]:
+            del state[key]
+        return state
+
+    def _freeze(self, pattern: str) -> None:
+        frozen = [(k, v) for k, v in self.denoiser.named_parameters() if re.search(pattern, k)]
+        if not frozen:
+            some = ", ".join(list(dict(self.denoiser.named_parameters()))[:3])
+            raise ValueError(f"freeze={pattern!r} matches no parameter; there are {some}, ...")
+        for _, parameter in frozen:
+            parameter.requires_grad_(False)
 
     def _check_classes(self) -> None:
         told = getattr(self.conditioner, "num_classes", 0)
@@ -127,7 +149,7 @@ class LatentDiffusion(BaseModel):
             ``loss_diffusion`` of each sample, (B,).
         """
         with torch.no_grad():
-            x0 = self.vae.encode(inputs)
+            x0 = self.vae.encode(inputs, draws).float()  # autocast makes it less
         cond = self._condition(data_samples, draws)
         return {"loss_diffusion": self.diffusion.loss(self.denoiser, x0, cond, draws)}
 
@@ -138,16 +160,34 @@ class LatentDiffusion(BaseModel):
             return {}
         return self._here(self.conditioner(samples, draws))
 
+    def _null(self, batch: int) -> dict[str, Tensor] | None:
+        if self.conditioner is None:
+            return None
+        if not getattr(self.denoiser, "knows_null", True):
+            if getattr(self.diffusion.guidance, "scale", 1) != 1:
+                raise ValueError(
+                    "the checkpoint was trained without label dropout and knows no 'no label': "
+                    "it cannot be guided; sample with guidance 1"
+                )
+            return None
+        return self._here(self.conditioner.null(batch))
+
     def _here(self, cond: dict[str, Tensor]) -> dict[str, Tensor]:
         return {k: v.to(self.device, non_blocking=True) for k, v in cond.items()}
 
     @torch.no_grad()
-    def predict(self, data_samples: Sequence[VideoSample], seed: int = 0) -> Tensor:
+    def predict(
+        self,
+        data_samples: Sequence[VideoSample],
+        seed: int = 0,
+        size: tuple[int, int, int] | None = None,
+    ) -> Tensor:
         """Sample videos. Each depends on its annotation and (seed, its index) alone.
 
         Args:
             data_samples: What to sample; ``index`` tells samples of one condition apart.
             seed: Of the noise.
+            size: Frames, height and width of the videos; None is what the denoiser is made for.
 
         Returns:
             uint8 videos, (B, C, T, H, W).
@@ -155,11 +195,11 @@ class LatentDiffusion(BaseModel):
         batch = len(data_samples)
         draws = Draws(seed, [sample.index for sample in data_samples])
         made_for = cast(Denoiser, self.denoiser)
-        shape = (batch, made_for.in_channels, *made_for.size)
+        latent_size = made_for.size if size is None else self.vae.latent_size(size)
+        shape = (batch, made_for.in_channels, *latent_size)
         noise = draws.normal("start", torch.empty(shape, device=self.device))
-        null = self._here(self.conditioner.null(batch)) if self.conditioner else None
         latent = self.diffusion.sample(
-            self.denoiser, noise, self._condition(data_samples), null, draws
+            self.denoiser, noise, self._condition(data_samples), self._null(batch), draws
         )
         video = self.vae.decode(latent)
         return (video * 127.5 + 128).clamp(0, 255).to(torch.uint8)  # rounds half up

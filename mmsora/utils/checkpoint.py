@@ -1,17 +1,29 @@
 """Checkpoint files: plain types, whole or not there, read without running code."""
 
+import argparse
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmsora.utils.atomic import atomic_path
 from mmsora.utils.user_error import UserError
 
-__all__ = ["latest_checkpoint", "load_checkpoint", "load_weights", "plain", "save_checkpoint"]
+__all__ = [
+    "LoadReport",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "load_denoiser",
+    "load_weights",
+    "plain",
+    "save_checkpoint",
+]
 
 
 def plain(value: Any) -> Any:
@@ -62,21 +74,35 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: There is no such file, or it is no checkpoint.
     """
     path = Path(path)
+    if path.is_dir():
+        newest = latest_checkpoint(path)
+        hint = f"; its newest checkpoint is {newest}" if newest else ""
+        raise UserError(f"checkpoint {path} is a folder{hint}")
     if not path.is_file():
         near = [near for near in path.parent.glob("*.pth") if near.name[0] != "."]
         near.sort(key=lambda near: near.stat().st_mtime)
         hint = f"; there are {', '.join(p.name for p in near[-3:])}" if near else ""
         raise UserError(f"checkpoint {path} does not exist{hint}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _read(path)
     except Exception as error:  # any bytes may be fed to the unpickler
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is empty"
+        if reason.startswith("Weights only"):  # PyTorch goes on to advise running its code
+            reason = "it holds more than weights"
         raise UserError(
             f"checkpoint {path} cannot be read, it is truncated or no checkpoint: {reason}"
         ) from error
     if not isinstance(content, dict):
         raise UserError(f"checkpoint {path} holds a {type(content).__name__}, not a dict")
     return content
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    # The public trainers keep their command line beside the weights.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
@@ -104,7 +130,144 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str |
             f"{source} is of another architecture than the config's "
             f"{type(module).__name__}: {'; '.join(faults[:3])}{more}"
         )
-    module.load_state_dict(weights)
+    module.load_state_dict(weights, strict=False)  # what a module leaves out, as a VAE, stays
+
+
+class LoadReport(NamedTuple):
+    """What did not go straight from a file into a denoiser.
+
+    Attributes:
+        changed: Keys of ours whose weights were cut or resized to fit, and how.
+        kept: Keys of ours that the file has nothing for; they stay as they were.
+        unused: Keys of the file that the denoiser has no place for.
+    """
+
+    changed: list[str]
+    kept: list[str]
+    unused: list[str]
+
+
+def load_denoiser(
+    denoiser: nn.Module, source: str | Path | Mapping[str, Any], name: str | None = None
+) -> LoadReport:
+    """Load weights of ours, or those of the public DiT, SiT and Latte, into a denoiser.
+
+    Averaged weights are taken where there are any. What may differ, does: outputs of a learned
+    variance are dropped where the denoiser has none; tables of positions are resized; of a label
+    table of ``num_classes`` rows, of a model trained without label dropout, the row for "none"
+    stays the denoiser's own (``knows_null`` turns False, and guidance is refused); one of another
+    number of classes, or tables that the file does not have, leave the denoiser's own.
+
+    Args:
+        denoiser: Where to. ``public_keys`` of its class maps public names to its own.
+        source: A file, or its content.
+        name: What messages call the source; a file is called by its path.
+
+    Returns:
+        What was not loaded straight.
+
+    Raises:
+        UserError: The file cannot be read, or anything else does not fit; every key is named.
+    """
+    name = name or ("the state dict" if isinstance(source, Mapping) else str(source))
+    content = source if isinstance(source, Mapping) else load_checkpoint(source)
+    keys = getattr(denoiser, "public_keys", ())
+    weights = {_our_name(k, keys): v for k, v in _weights_in(content).items()}
+    if not weights:
+        raise UserError(f"{name} holds no weights of a denoiser")
+    own = denoiser.state_dict()
+    fitted, report, faults = _matched(denoiser, weights, own)
+    if faults:
+        raise UserError(
+            f"{name} is of another architecture than the config's {type(denoiser).__name__}: "
+            f"{'; '.join(faults)}"
+        )
+    denoiser.load_state_dict(fitted, strict=False)
+    if "embed_label.weight" in fitted:
+        rows = len(weights["embed_label.weight"])
+        cast(Any, denoiser).knows_null = rows == len(own["embed_label.weight"])
+    return report
+
+
+def _matched(
+    denoiser: nn.Module, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], LoadReport, list[str]]:
+    """What of the weights fits, what was done with the rest, and what is wrong."""
+    fitted: dict[str, Tensor] = {}
+    report, faults = LoadReport([], [], []), []
+    for key, value in weights.items():
+        fit = _fit(denoiser, key, value, own[key]) if key in own else None
+        if fit is not None:
+            fitted[key] = fit
+            if fit.numel() != value.numel() or (key == "pos_embed" and fit.ne(value).any()):
+                report.changed.append(f"{key} {tuple(value.shape)} -> {tuple(fit.shape)}")
+        elif key.startswith(OPTIONAL):
+            report.unused.append(key)
+        elif key in own:
+            faults.append(f"{key} {tuple(value.shape)} there, {tuple(own[key].shape)} here")
+        else:
+            faults.append(f"unknown {key}")
+    for key in own:
+        if key not in weights and not key.startswith(OPTIONAL):
+            faults.append(f"missing {key}")
+        elif key not in fitted:
+            report.kept.append(key)
+    return fitted, report, faults
+
+
+# What may be missing or left over: tables, labels, and REPA's projectors.
+OPTIONAL = ("pos_embed", "temp_embed", "embed_label.", "projectors.")
+
+
+def _weights_in(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The denoiser's weights in any container, averaged ones first."""
+    for name in ("ema", "model", "state_dict"):
+        if isinstance(content.get(name), Mapping):
+            content = content[name]
+            break
+    found = {k.removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
+    if any(key.startswith("denoiser.") for key in found):
+        found = {k[9:]: v for k, v in found.items() if k.startswith("denoiser.")}
+    return found
+
+
+def _our_name(key: str, public_keys: Sequence[tuple[str, str]]) -> str:
+    for pattern, ours in public_keys:
+        key = re.sub(f"^{pattern}", ours, key)
+    return key
+
+
+def _fit(denoiser: Any, key: str, value: Tensor, own: Tensor) -> Tensor | None:
+    """A weight in the denoiser's shape, or None when it does not fit."""
+    if key == "pos_embed" and value.shape[-1] == own.shape[-1]:
+        is_square = value.ndim == 3  # a public one; ours are (N, width), of any grid
+        return _resized_grid(value.reshape(-1, own.shape[-1]), denoiser.grid[1:], is_square)
+    if key == "temp_embed" and value.shape[-1] == own.shape[-1]:
+        table = value.reshape(1, -1, own.shape[-1]).transpose(1, 2)
+        if table.shape[-1] != len(own):
+            table = F.interpolate(table, len(own), mode="linear", align_corners=True)
+        return table[0].T
+    if key == "embed_label.weight" and value.shape == (len(own) - 1, own.shape[1]):
+        return torch.cat([value, own[-1:].to(value)])  # trained without dropout: no row for "none"
+    if key.startswith("head.") and len(value) == 2 * len(own):
+        # rows are (place in the patch, channel), the mean's channels before the variance's
+        channels = denoiser.out_channels
+        return value.unflatten(0, (-1, 2 * channels))[:, :channels].flatten(0, 1)
+    if key == "embed.proj.weight" and value.numel() == own.numel():
+        return value.reshape(own.shape)
+    return value if value.shape == own.shape else None
+
+
+def _resized_grid(table: Tensor, grid: tuple[int, int], is_square: bool) -> Tensor | None:
+    """A table for another grid, or None where its own is not known."""
+    side = math.isqrt(len(table))
+    if (side, side) == grid or (not is_square and len(table) == grid[0] * grid[1]):
+        return table
+    if side**2 != len(table):
+        return None
+    square = table.T.reshape(1, -1, side, side)
+    resized = F.interpolate(square, grid, mode="bicubic", align_corners=False)
+    return resized[0].flatten(1).T
 
 
 def latest_checkpoint(work_dir: str | Path) -> Path | None:

@@ -6,6 +6,7 @@ from mmengine.logging import MessageHub
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from mmsora.models import VAE
 from mmsora.registry import MODELS
 from mmsora.structures.video_sample import VideoSample
 from mmsora.utils.draws import Draws
@@ -155,11 +156,10 @@ def test_guidance_asks_for_the_label_and_for_none(build, scale, calls):
 def test_latents_become_grey_values_that_are_rounded_and_clipped(build):
     model = build()
     greys = torch.arange(256.0)
-    latent = torch.cat(
-        [greys / 127.5 - 1, (greys[:-1] + 0.4) / 127.5 - 1, torch.tensor([-9.0, 9])]
-    )
+    between = torch.cat([greys, greys[:-1] + 0.4, greys[1:] - 0.4, torch.tensor([-999, 999])])
+    latent = between / 127.5 - 1
     model.diffusion.sample = lambda *args: latent.reshape(1, 1, 1, 1, -1)
-    expected = torch.cat([greys, greys[:-1], torch.tensor([0.0, 255])])
+    expected = torch.cat([greys, greys[:-1], greys[1:], torch.tensor([0.0, 255])])
     assert torch.equal(model.predict(annotations([0], [0])).flatten().float(), expected)
 
 
@@ -188,15 +188,18 @@ def test_conditioner_and_denoiser_know_the_same_classes(build, changes, told, kn
         build(changes)
 
 
-class Scaling(nn.Module):
+class Scaling(VAE):
     """A VAE with a weight."""
 
     def __init__(self):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(2.0))
 
-    def encode(self, video):
+    def encode(self, video, draws=None):
         return video * self.scale
+
+    def decode(self, latent):
+        return latent / self.scale
 
     def init_weights(self):
         self.scale.data.fill_(3.0)

@@ -16,7 +16,8 @@ __all__ = ["Latte"]
 class SpaceTimeBlock(AdaLNBlock):
     """The paper's variant 3: attention in space, then along time, then the perceptron.
 
-    The attention along time has a plain norm and no gate.
+    The attention along time has a plain norm and no gate; with a scale and shift in that norm and
+    no bias on queries, keys and values there are as many weights as were published.
 
     Args:
         width: Width of the tokens.
@@ -25,8 +26,8 @@ class SpaceTimeBlock(AdaLNBlock):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads, SPACE)
-        self.norm_time = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.attn_time = Attention(width, heads)
+        self.norm_time = nn.LayerNorm(width, eps=1e-6)
+        self.attn_time = Attention(width, heads, qkv_bias=False)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """Tokens (B, T, N, width) and condition (B, width) to tokens."""

@@ -26,12 +26,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     on_cpu = q.device.type == "cpu"
     if on_cpu and (q.dtype != torch.float32 or q.shape[-2] < CPU_FUSED_LENGTH):
         return _plain(q, k, v)
-    return F.scaled_dot_product_attention(q, k, v)
+    # The fused kernels take four dimensions; given more, PyTorch falls back to plain ones.
+    q4, k4, v4 = (x.flatten(0, -4) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q4, k4, v4).view(q.shape)
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    return scores.softmax(-1).to(v.dtype) @ v
+    q3, k3, v3 = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
+    unused = q3.new_empty(())  # baddbmm scales within the product
+    scores = torch.baddbmm(unused, q3, k3.mT, beta=0, alpha=q.shape[-1] ** -0.5)
+    return (scores.softmax(-1).to(v.dtype) @ v3).view(q.shape)
 
 
 class Attention(nn.Module):
@@ -40,14 +44,15 @@ class Attention(nn.Module):
     Args:
         width: Width of the tokens.
         heads: Number of heads.
+        qkv_bias: Whether queries, keys and values have a bias.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, qkv_bias: bool = True) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not divisible by heads {heads}")
         self.heads = heads
-        self.qkv = linear(width, 3 * width)
+        self.qkv = linear(width, 3 * width, bias=qkv_bias)
         self.proj = linear(width, width)
 
     def forward(self, x: Tensor, axis: int) -> Tensor:

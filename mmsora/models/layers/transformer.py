@@ -42,6 +42,7 @@ class VideoTransformer(nn.Module):
 
     pos_embed: Tensor
     public_keys = PUBLIC_KEYS
+    knows_null = True  # whether the label table has a row for "none"
 
     def __init__(
         self,
@@ -99,6 +100,11 @@ class VideoTransformer(nn.Module):
     def tokens(self, x: Tensor) -> Tensor:
         """Latents (B, C, T, H, W) to tokens (B, t, h w, width) that know where in the frame
         they are; the stored table at the size it was made for, else one made on the spot."""
+        if x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"{type(self).__name__} has in_channels={self.in_channels}, the latent has "
+                f"{x.shape[1]} channels"
+            )
         _, rows, columns = grid_of(x.shape[2:], self.patch)
         table = self.pos_embed
         if (rows, columns) != self.grid[1:]:

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from mmsora.models.vaes.vae import VAE
 from mmsora.registry import VAES
+from mmsora.utils.draws import Draws
 
 __all__ = ["IdentityVAE"]
 
@@ -12,7 +13,7 @@ __all__ = ["IdentityVAE"]
 class IdentityVAE(VAE):
     """Pixels are the latent: for small videos, and for latents that are cached already."""
 
-    def encode(self, video: Tensor) -> Tensor:
+    def encode(self, video: Tensor, draws: Draws | None = None) -> Tensor:
         return video
 
     def decode(self, latent: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mmsora.models.denoisers import Latte
+from mmsora.models.denoisers import DiT, Latte
 from mmsora.registry import DENOISERS
 
 SMALL = dict(
@@ -50,7 +50,7 @@ def normed(x, shift, scale):
 
 def attention(w, name, x, heads):
     """One sequence (N, D)."""
-    made = torch.einsum("nd,ed->ne", x, w[f"{name}.qkv.weight"]) + w[f"{name}.qkv.bias"]
+    made = torch.einsum("nd,ed->ne", x, w[f"{name}.qkv.weight"]) + w.get(f"{name}.qkv.bias", 0)
     q, k, v = made.chunk(3, dim=-1)
     out, size = [], x.shape[-1] // heads
     for head in range(heads):
@@ -61,16 +61,60 @@ def attention(w, name, x, heads):
     return torch.cat(out, -1) @ w[f"{name}.proj.weight"].T + w[f"{name}.proj.bias"]
 
 
-def reference_block(w, name, x, condition, heads):
-    """One sequence (N, D), its condition repeated for every token."""
-    condition = condition.repeat(len(x), 1)
-    made = F.silu(condition) @ w[f"{name}.ada.linear.weight"].T + w[f"{name}.ada.linear.bias"]
-    shift1, scale1, gate1, shift2, scale2, gate2 = made.chunk(6, dim=-1)
-    x = x + gate1 * attention(w, f"{name}.attn", normed(x, shift1, scale1), heads)
-    hidden = normed(x, shift2, scale2) @ w[f"{name}.mlp.fc1.weight"].T + w[f"{name}.mlp.fc1.bias"]
+def modulation(w, name, condition):
+    return w[f"{name}.ada.linear.weight"] @ F.silu(condition) + w[f"{name}.ada.linear.bias"]
+
+
+def reference_attention(w, name, x, condition, heads):
+    """The first half of a block on one sequence (N, D), its condition repeated for each token."""
+    shift, scale, gate, *_ = modulation(w, name, condition).repeat(len(x), 1).chunk(6, dim=-1)
+    return x + gate * attention(w, f"{name}.attn", normed(x, shift, scale), heads)
+
+
+def reference_perceptron(w, name, x, condition):
+    """The second half."""
+    *_, shift, scale, gate = modulation(w, name, condition).repeat(len(x), 1).chunk(6, dim=-1)
+    hidden = normed(x, shift, scale) @ w[f"{name}.mlp.fc1.weight"].T + w[f"{name}.mlp.fc1.bias"]
     cubic = hidden + 0.044715 * hidden**3
     hidden = 0.5 * hidden * (1 + torch.tanh((2 / torch.pi) ** 0.5 * cubic))
-    return x + gate2 * (hidden @ w[f"{name}.mlp.fc2.weight"].T + w[f"{name}.mlp.fc2.bias"])
+    return x + gate * (hidden @ w[f"{name}.mlp.fc2.weight"].T + w[f"{name}.mlp.fc2.bias"])
+
+
+def reference_block(w, name, x, condition, heads):
+    x = reference_attention(w, name, x, condition, heads)
+    return reference_perceptron(w, name, x, condition)
+
+
+def in_space(function, tokens, w, name, *rest):
+    return torch.stack([function(w, name, frame, *rest) for frame in tokens])
+
+
+def in_time(function, tokens, w, name, *rest):
+    return torch.stack([function(w, name, part, *rest) for part in tokens.unbind(1)], dim=1)
+
+
+def plain_attention(w, name, x, heads):
+    weight, bias = (w[f"{name}.norm_time.{kind}"] for kind in ("weight", "bias"))
+    return x + attention(w, f"{name}.attn_time", normed(x, bias, weight - 1), heads)
+
+
+def reference_blocks(w, tokens, condition, depth, heads, layout):
+    frames, _, size = tokens.shape
+    rest = condition, heads
+    table = torch.stack([sines(f, size) for f in range(frames)])[:, None]
+    first = {"interleaved": 1, "late": depth // 2, "joint": 0}[layout]
+    for i in range(depth):
+        name = f"blocks.{i}"
+        if i == first:
+            tokens = tokens + table
+        if layout == "joint":
+            tokens = in_space(reference_attention, tokens, w, name, *rest)
+            tokens = in_time(plain_attention, tokens, w, name, heads)
+            tokens = in_space(reference_perceptron, tokens, w, name, condition)
+            continue
+        is_spatial = i < depth // 2 if layout == "late" else i % 2 == 0
+        tokens = (in_space if is_spatial else in_time)(reference_block, tokens, w, name, *rest)
+    return tokens
 
 
 def reference_condition(w, clock, label):
@@ -82,7 +126,7 @@ def reference_condition(w, clock, label):
     return c if label is None else c + w["embed_label.weight"][label]
 
 
-def reference_of_one(w, x, clock, label, patch, depth, heads):
+def reference_of_one(w, x, clock, label, patch, depth, heads, layout):
     """One video (F, C, H, W)."""
     frames, channels, height, width = x.shape
     rows, columns = height // patch, width // patch
@@ -97,17 +141,7 @@ def reference_of_one(w, x, clock, label, patch, depth, heads):
                 square = x[f, :, r * patch : (r + 1) * patch, c * patch : (c + 1) * patch]
                 token = torch.einsum("cpq,dcpq->d", square, weight) + w["embed.proj.bias"]
                 tokens[f, r * columns + c] = token + place(r, c, size)
-    for i in range(depth):
-        name = f"blocks.{i}"
-        if i % 2 == 0:
-            each = [reference_block(w, name, frame, condition, heads) for frame in tokens]
-            tokens = torch.stack(each)
-            continue
-        if i == 1:
-            tokens = tokens + torch.stack([sines(f, size) for f in range(frames)])[:, None]
-        sequences = tokens.unbind(dim=1)
-        each = [reference_block(w, name, tokens, condition, heads) for tokens in sequences]
-        tokens = torch.stack(each, dim=1)
+    tokens = reference_blocks(w, tokens, condition, depth, heads, layout)
 
     shift, scale = (w["ada.linear.weight"] @ F.silu(condition) + w["ada.linear.bias"]).chunk(2)
     tokens = normed(tokens, shift, scale) @ w["head.weight"].T + w["head.bias"]
@@ -121,9 +155,9 @@ def reference_of_one(w, x, clock, label, patch, depth, heads):
     return out
 
 
-def reference(model, x, clock, label=None):
+def reference(model, x, clock, label=None, layout="interleaved"):
     w = {name: value.detach().double() for name, value in model.named_parameters()}
-    shape = SMALL["patch"], SMALL["depth"], SMALL["heads"]
+    shape = SMALL["patch"], SMALL["depth"], SMALL["heads"], layout
     videos = x.double().transpose(1, 2)
     labels = [None] * len(x) if label is None else label
     each = [reference_of_one(w, *one, *shape) for one in zip(videos, clock, labels, strict=True)]
@@ -145,6 +179,13 @@ def test_latte_is_the_reference():
 def test_unconditional_latte_is_the_reference():
     model, (x, clock, _) = latte(num_classes=0), batch()
     assert_equal(model(x, clock), reference(model, x, clock))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", ["late", "joint"])
+def test_other_layouts_are_the_reference(layout):
+    model, inputs = latte(layout=layout), batch()
+    assert_equal(model(*inputs), reference(model, *inputs, layout=layout))
 
 
 @torch.no_grad()
@@ -255,6 +296,7 @@ def test_bfloat16_weights():
     [
         (dict(depth=3), "even, not 3"),
         (dict(size=(5, 12, 21)), "5x12x21 .* is not divisible by patch 1x2x2.*5x12x20"),
+        (dict(layout="early"), "layout must be 'interleaved', 'late' or 'joint', got 'early'"),
         (dict(heads=5), "width 24 is not divisible by heads 5"),
         (dict(width=30), "divisible by 4, got 30"),
     ],
@@ -272,29 +314,101 @@ def test_impossible_inputs_are_refused():
         model(x, clock)
 
 
-def on_meta(width, depth, heads, num_classes=0):
+# Layouts
+
+
+def axes(model):
+    return [block.axis for block in model.blocks]
+
+
+def test_layouts_order_the_blocks():
+    assert axes(latte()) == [2, 1, 2, 1]
+    assert axes(latte(layout="late")) == [2, 2, 1, 1]
+    weights = {layout: set(latte(layout=layout).state_dict()) for layout in ("late", "joint")}
+    assert weights["late"] == set(latte().state_dict())
+    more = {key.split(".", 2)[2] for key in weights["joint"] - weights["late"]}
+    layers = "norm_time.weight", "norm_time.bias", "attn_time.qkv.weight"
+    assert more == {*layers, "attn_time.proj.weight", "attn_time.proj.bias"}
+
+
+@torch.no_grad()
+def test_a_joint_block_without_its_temporal_projection_is_a_spatial_one():
+    model, (x, *rest) = latte(layout="joint", depth=3), batch()
+    spatial = DiT(**SMALL | dict(depth=3))
+    spatial.load_state_dict(model.state_dict(), strict=False)
+    model.temp_embed.zero_()
+    assert (model(x, *rest) - spatial(x, *rest)).abs().max() > 0.1
+    for block in model.blocks:
+        block.attn_time.proj.weight.zero_()
+        block.attn_time.proj.bias.zero_()
+    assert torch.equal(model(x, *rest), spatial(x, *rest))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", ["interleaved", "late", "joint"])
+def test_frames_are_told_apart_once_and_before_time_first_matters(layout):
+    """Seen at the input of each block: the difference that the table makes."""
+    model, (x, *rest) = latte(layout=layout), batch()
+    first = {"interleaved": 1, "late": 2, "joint": 0}[layout]
+    seen = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    model(x, *rest)
+    model.temp_embed.zero_()
+    model(x, *rest)
+    differ = [with_table - without for with_table, without in zip(seen[:4], seen[4:], strict=True)]
+    assert [bool(difference.any()) for difference in differ] == [i >= first for i in range(4)]
+    table = latte().temp_embed[:, None].expand_as(differ[first])
+    torch.testing.assert_close(differ[first], table, atol=1e-5, rtol=0)
+
+
+SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
+
+# At 16 frames of 256 x 256 pixels, unconditional. The published totals count the tables.
+TOTALS = {
+    "S/2": 32_585_120, "S/4": 32_566_784, "S/8": 32_769_920,
+    "B/2": 129_755_936, "B/4": 129_719_168, "B/8": 130_125_056,
+    "L/2": 457_094_176, "L/4": 457_045_120, "L/8": 457_586_176,
+    "XL/2": 673_994_912, "XL/4": 673_939_712, "XL/8": 674_548_352,
+}  # fmt: skip
+
+
+def on_meta(name, num_classes=0, **changes):
+    size, patch = name.split("/")
+    width, depth, heads = SIZES[size]
+    options = dict(width=width, depth=depth, heads=heads, num_classes=num_classes) | changes
     with torch.device("meta"):
-        return Latte(4, 8, (16, 32, 32), 2, width, depth, heads, num_classes)
+        return Latte(4, 8, (16, 32, 32), int(patch), **options)
+
+
+def trainable(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", TOTALS)
+def test_published_sizes(name):
+    model = on_meta(name)
+    tables = [buffer.numel() for buffer in model.buffers()]
+    assert len(tables) == 2
+    assert trainable(model) + sum(tables) == TOTALS[name]
 
 
 @pytest.mark.parametrize(
-    ("sizes", "trainable"),
-    [
-        ((384, 12, 6), 32_480_672),
-        ((384, 12, 6, 101), 32_519_840),
-        ((768, 12, 12), 129_547_040),
-        ((1024, 24, 16), 456_815_648),
-        ((1152, 28, 16), 673_681_568),
-        ((1152, 28, 16, 101), 673_799_072),
-    ],
-    ids=["S/2", "S/2 UCF101", "B/2", "L/2", "XL/2", "XL/2 UCF101"],
+    ("name", "expected"),
+    [("S/2", 32_519_840), ("B/2", 129_625_376), ("L/2", 456_920_096), ("XL/2", 673_799_072)],
 )
-def test_published_sizes(sizes, trainable):
-    assert sum(parameter.numel() for parameter in on_meta(*sizes).parameters()) == trainable
+def test_published_sizes_for_the_classes_of_ucf101(name, expected):
+    assert trainable(on_meta(name, 101)) == expected
+
+
+def test_published_sizes_of_other_layouts():
+    assert trainable(on_meta("XL/2", layout="late")) == 673_681_568
+    joint = trainable(on_meta("XL/2", layout="joint", depth=23))
+    assert round(joint / 1e6, 2) == 676.33
 
 
 def test_forward_on_meta():
-    model = on_meta(384, 2, 6, 101)
+    model = on_meta("S/2", 101, depth=2)
     x, clock, label = torch.empty(2, 4, 16, 32, 32), torch.empty(2), torch.zeros(2).long()
     out = model(x.to("meta"), clock.to("meta"), label.to("meta"))
     assert (out.device.type, out.shape) == ("meta", (2, 8, 16, 32, 32))

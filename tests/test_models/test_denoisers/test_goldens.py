@@ -1,0 +1,155 @@
+"""DiT and Latte against numbers written down when the authors' code was run.
+
+Weights carry the public names and shapes and are functions of their names. Images are (B, C, H,
+W) and videos (B, F, C, H, W) there.
+"""
+
+import pytest
+import torch
+
+from mmsora.diffusion import ClassifierFree, DiscretePath, LearnedRange, NoisePrediction
+from mmsora.models.layers.embedding import sinusoid
+from mmsora.registry import DENOISERS
+from mmsora.utils.checkpoint import load_denoiser
+
+DIT = dict(
+    mean=0.07376158834870239, std=1.0239926074435213, norm=65.70533223972173,
+    values=[-1.675066, -1.537299, 0.4967065, 0.3724996, -1.120723, 2.198881, -1.21813, -0.7173571],
+)  # fmt: skip
+DIT_GUIDED = dict(
+    mean=-0.0536090930802402, std=1.1411786820127807, norm=103.40161021572949,
+    values=[-3.12129, -1.776887, 1.059206, 1.242046, -3.12129, 0.347302, -1.21813, -0.7173569],
+)  # fmt: skip
+LATTE = dict(
+    mean=0.08575615317281897, std=1.061908670800869, norm=167.0145557028641,
+    values=[-2.268086, 0.3632447, -0.6856552, -0.5323491, -1.630309, -2.709052, -0.1882104,
+            1.282777],
+)  # fmt: skip
+LATTE_CLASSES = dict(
+    mean=0.09688056869582813, std=1.053340138934142, norm=165.8263065193048,
+    values=[-2.219411, 0.1559993, -0.729251, -0.4356697, -1.470174, -2.56329, -0.0691615,
+            1.186971],
+)  # fmt: skip
+# The original's `flash` mode forgot to transpose heads. Nobody should agree with it.
+WRONG = [
+    -2.267948, 0.7032849, -0.6392904, -0.04497976, -1.885775, -2.439303, -0.1848107, 0.8917177,
+]  # fmt: skip
+POSITIONS = dict(
+    mean=0.4834084673610353, std=0.5160583810799434, norm=55.42562578673401,
+    values=[0.0, 0.0, 0.006812868, 0.9731902, 0.0, 0.01077196, 0.9999989, 0.9999995],
+)  # fmt: skip
+FRAMES = dict(
+    mean=0.5000137923042556, std=0.4999862080125097, norm=16.970562760309207,
+    values=[0.0, 0.0, 1.0, 0.9092974, 0.14112, -0.7568025, 0.9999997, 0.9999998],
+)  # fmt: skip
+CLOCK = dict(
+    mean=0.4420702992243939, std=0.5518820989240703, norm=22.62741701084866,
+    values=[1.0, 1.0, 0.0, 0.9999976, 0.9996498, -0.9989132, 5.773908e-05, 5.373038e-05],
+)  # fmt: skip
+
+
+def build(kind, frames=1, num_classes=0):
+    sizes = dict(in_channels=4, out_channels=8, size=(frames, 16, 16), patch=2, width=96, depth=4)
+    return DENOISERS.build(dict(type=kind, **sizes, heads=4, num_classes=num_classes)).eval()
+
+
+@pytest.fixture
+def dit(public_weights):
+    model = build("DiT", num_classes=10)
+    assert load_denoiser(model, public_weights("dit_small")) == ([], [], [])
+    return model
+
+
+def probes(x):
+    count = x.numel()
+    places = [0, 1, count // 7, count // 3, count // 2, 2 * count // 3, count - 2, count - 1]
+    return x.flatten()[places]
+
+
+def assert_golden(x, golden):
+    assert probes(x).tolist() == pytest.approx(golden["values"], abs=2e-5)
+    assert x.norm().item() == pytest.approx(golden["norm"], rel=1e-6)
+    assert x.mean().item() == pytest.approx(golden["mean"], abs=1e-6)
+    assert x.std(correction=0).item() == pytest.approx(golden["std"], rel=1e-5)
+
+
+def test_the_fill_is_the_published_one(filled):
+    first = [0.7645895420974334, 0.17385800957042408, 0.7017752206560286, 0.4005131513570628]
+    assert filled("x", (4,), 1.0).tolist() == pytest.approx(first, abs=1e-7)
+
+
+@torch.no_grad()
+def test_dit(dit, filled):
+    x = filled("x", (2, 4, 16, 16)).unsqueeze(2)
+    out = dit(x, torch.tensor([7.0, 543.0]), label=torch.tensor([3, 10])).squeeze(2)
+    assert out.shape == (2, 8, 16, 16)
+    assert_golden(out, DIT)
+    assert sum(weight.numel() for weight in dit.parameters()) + dit.pos_embed.numel() == 733_856
+
+
+@torch.no_grad()
+def test_dit_guided_on_three_channels(dit, filled):
+    """There [x, x] goes in; the guided channels of both halves are equal, the others their own."""
+    x = filled("x", (2, 4, 16, 16)).unsqueeze(2)
+    path, prediction = DiscretePath(), LearnedRange(NoisePrediction())
+    level = path.at(torch.tensor(543.0), x)
+    outputs = {}
+
+    def estimator(name, label):
+        def denoise(x, level):
+            outputs[name] = dit(x, level.t.float().expand(2), label=torch.tensor(label))
+            return prediction.estimate(path, x, outputs[name], level)
+
+        return denoise
+
+    guided = ClassifierFree(scale=4.0, channels=3)(
+        estimator("cond", [3, 7]), estimator("null", [10, 10])
+    )(x, level)
+    cond = torch.cat([guided.noise, 2 * guided.log_var_mix - 1], dim=1)
+    null = torch.cat([cond[:, :3], outputs["null"][:, 3:]], dim=1)
+    assert_golden(torch.cat([cond, null]).squeeze(2), DIT_GUIDED)
+    torch.testing.assert_close(guided.x0, (x - level.sigma * guided.noise) / level.alpha)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("case", "num_classes", "golden"),
+    [("latte_small_uncond", 0, LATTE), ("latte_small_class", 10, LATTE_CLASSES)],
+    ids=["none", "classes"],
+)
+def test_latte(public_weights, filled, case, num_classes, golden):
+    model = build("Latte", 6, num_classes)
+    assert load_denoiser(model, public_weights(case)) == ([], [], [])
+    x = filled("xv", (2, 6, 4, 16, 16)).transpose(1, 2)
+    label = {"label": torch.tensor([3, 10])} if num_classes else {}
+    out = model(x, torch.tensor([7.0, 543.0]), **label).transpose(1, 2)
+    assert out.shape == (2, 6, 8, 16, 16)
+    assert_golden(out, golden)
+    assert abs(probes(out) - torch.tensor(WRONG)).max() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["DiT", "Latte"])
+def test_positions(kind):
+    """Computed, not loaded."""
+    model = build(kind, 6)
+    assert_golden(model.pos_embed, POSITIONS)
+    if kind == "Latte":
+        assert_golden(model.temp_embed, FRAMES)
+
+
+def test_clock():
+    embedded = sinusoid(torch.tensor([0.0, 1.0, 999.0, 0.5]), 256)
+    assert_golden(embedded, CLOCK)
+
+
+@pytest.mark.parametrize(("case", "kind", "frames"), [
+    ("dit_s8", "DiT", 1), ("latte_s8_uncond", "Latte", 16),
+])  # fmt: skip
+def test_a_published_size_takes_every_public_weight(public_weights, case, kind, frames):
+    sizes = dict(in_channels=4, out_channels=8, size=(frames, 32, 32), patch=8, width=384)
+    classes = 1000 if kind == "DiT" else 0
+    model = DENOISERS.build(dict(type=kind, **sizes, depth=12, heads=6, num_classes=classes))
+    weights = public_weights(case)
+    assert load_denoiser(model, weights) == ([], [], [])
+    total = sum(weight.double().sum() for weight in model.state_dict().values())
+    assert total.item() == pytest.approx(sum(v.double().sum().item() for v in weights.values()))
