@@ -1,0 +1,347 @@
+"""The reader gives exactly the frames asked for, whatever the file, or one error."""
+
+import pickle
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from av.video.reformatter import VideoReformatter
+from PIL import Image
+
+from mmsora.utils import video_io
+from mmsora.utils.video_io import MediaError, probe_video, read_image, read_video, write_video
+
+CLIPS = Path(__file__).parents[2].parent / "shared/data/clips"
+HEIGHT, WIDTH = 32, 48
+
+
+def numbered(frames):
+    """Frames that all differ: a bright bar moves over a pattern that brightens."""
+    t, y, x = np.ogrid[:frames, :HEIGHT, :WIDTH]
+    clip = (40 + 3 * (t % 20) + y + x).astype(np.uint8) + np.zeros((1, HEIGHT, WIDTH), np.uint8)
+    for frame, pixels in enumerate(clip):
+        pixels[:, (3 * frame) % WIDTH :][:, :3] = 250
+        pixels[: 4 + 4 * (frame // 16 % 4)] = 10
+    return np.stack([clip] * 3, axis=-1)
+
+
+def encode(path, frames, times=None, codec="libx264", degrees=0, **options):
+    """Writes frames at the given times (in 1/600 s), 24 of them a second by default."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=24, options={**options})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 600)
+        if degrees:
+            stream.set_display_rotation(degrees)  # counter-clockwise, to be applied when shown
+        for number, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = int(times[number]), Fraction(1, 600)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def decoded(path):
+    """What a decode from start to end gives, without the reader."""
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return np.stack(frames)
+
+
+def patterns(total):
+    """Ways to ask for frames."""
+    rng = np.random.default_rng(0)
+    yield "first", [0]
+    yield "last", [total - 1]
+    yield "none", []
+    yield "every", list(range(total))
+    yield "backwards", list(range(total))[::-3]
+    yield "stride", list(range(total // 3, total, 3))
+    yield "repeated", [total // 2, 0, total // 2, total // 2]
+    yield "far apart", [0, total // 2, total - 1]
+    for number in range(6):
+        yield f"random {number}", rng.integers(0, total, 5).tolist()
+
+
+def check(path, truth):
+    """Holds every pattern against the frames of a sequential decode."""
+    assert probe_video(path).frames == len(truth)
+    assert probe_video(path)[2:4] == truth.shape[1:3]
+    np.testing.assert_array_equal(read_video(path), truth)
+    for name, indices in patterns(len(truth)):
+        read = read_video(path, indices)
+        assert read.shape == (len(indices), *truth.shape[1:]), name
+        assert read.dtype == np.uint8
+        np.testing.assert_array_equal(read, truth[indices], err_msg=name)
+
+
+def h264(**options):
+    return lambda path: encode(path, numbered(60), **{"crf": "10", "g": "12", **options})
+
+
+def vfr(path):
+    steps = np.random.default_rng(0).choice([10, 20, 25, 40, 170], 60)
+    encode(path, numbered(60), np.cumsum(steps), crf="10", g="12", bf="2")
+
+
+def edit_list(path, first=7):
+    """An mp4 whose edit list hides the frames before number 7, which is no keyframe."""
+    source = path.with_name(f"whole{path.suffix}")
+    encode(source, numbered(60), crf="10", g="12", bf="2")
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        step = round(1 / 24 / old.streams.video[0].time_base)
+        for packet in old.demux(video=0):
+            if packet.dts is not None:
+                packet.pts -= first * step
+                packet.dts -= first * step
+                packet.stream = stream
+                new.mux(packet)
+
+
+HEVC = "keyint=12:bframes=3:open-gop=1:log-level=none"
+FILES = {
+    "constant rate": ("clip.mp4", h264(bf="0")),
+    "b-frames": ("clip.mp4", h264(bf="3")),
+    "open groups": ("clip.mp4", h264(bf="3", **{"x264-params": "open-gop=1:scenecut=0"})),
+    "one keyframe": ("clip.mp4", h264(g="600", bf="2")),
+    "all keyframes": ("clip.mp4", h264(g="1")),
+    "matroska": ("clip.mkv", h264(bf="2")),
+    "quicktime": ("clip.mov", h264(bf="2")),
+    "transport stream": ("clip.ts", h264(bf="2")),
+    "variable rate": ("clip.mp4", vfr),
+    "variable rate matroska": ("clip.mkv", vfr),
+    "edit list": ("clip.mp4", edit_list),
+    "mpeg4 avi": ("clip.avi", lambda path: encode(path, numbered(60), codec="mpeg4", g="12")),
+    "mpeg4 avi with b-frames": (
+        "clip.avi",
+        lambda path: encode(path, numbered(60), codec="mpeg4", g="12", bf="2"),
+    ),
+    "h264 avi": ("clip.avi", h264(bf="2")),
+    "vp9": (
+        "clip.webm",
+        lambda path: encode(path, numbered(40), codec="libvpx-vp9", g="12", **{"cpu-used": "8"}),
+    ),
+    "vp8": ("clip.webm", lambda path: encode(path, numbered(40), codec="libvpx", g="12")),
+    "interlaced": ("clip.mp4", h264(flags="+ildct+ilme", bf="2")),
+    "hevc": (
+        "clip.mp4",
+        lambda path: encode(path, numbered(40), codec="libx265", **{"x265-params": HEVC}),
+    ),
+    "av1": ("clip.mp4", lambda path: encode(path, numbered(20), codec="libsvtav1", preset="13")),
+    "gif": ("clip.gif", lambda path: write_video(path, numbered(60), 10)),
+    "animated png": ("clip.png", lambda path: write_video(path, numbered(20), 10)),
+    "three frames": ("clip.mp4", lambda path: encode(path, numbered(3), crf="10")),
+    "one frame": ("clip.mp4", lambda path: encode(path, numbered(1), crf="10")),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_frames_are_those_of_a_sequential_decode(tmp_path, kind):
+    name, write = FILES[kind]
+    write(tmp_path / name)
+    check(tmp_path / name, decoded(tmp_path / name))
+
+
+@pytest.mark.parametrize("kind", ["b-frames", "open groups", "variable rate", "edit list"])
+def test_timed_files_are_sought(tmp_path, kind, monkeypatch):
+    """And not decoded from the start each time, which would be as right."""
+    name, write = FILES[kind]
+    write(tmp_path / name)
+    truth = decoded(tmp_path / name)
+    monkeypatch.setattr(video_io, "_by_decoding", None)
+    for indices in ([len(truth) - 1], [30, 5, 33], list(range(20, 50, 3))):
+        np.testing.assert_array_equal(read_video(tmp_path / name, indices), truth[indices])
+
+
+@pytest.mark.parametrize("kind", ["vp8", "interlaced", "mpeg4 avi", "gif", "transport stream"])
+def test_files_whose_packets_may_be_no_frames_are_counted(tmp_path, kind):
+    name, write = FILES[kind]
+    write(tmp_path / name)
+    assert video_io._index(tmp_path / name).times is None
+
+
+def test_wrong_seeks_are_noticed(tmp_path, monkeypatch):
+    encode(tmp_path / "clip.mp4", numbered(60), crf="10", g="12", bf="2")
+    truth, sound = decoded(tmp_path / "clip.mp4"), video_io._runs
+
+    def too_late(keys, numbers):
+        return [(seek_to + 12 * 512, run) for seek_to, run in sound(keys, numbers)]
+
+    monkeypatch.setattr(video_io, "_runs", too_late)
+    for indices in ([5], [20, 3], [40, 59]):
+        np.testing.assert_array_equal(read_video(tmp_path / "clip.mp4", indices), truth[indices])
+
+
+def test_only_distant_frames_are_sought():
+    keys = np.array([[0, -2, 0], [120, 118, 12], [240, 238, 24], [360, 358, 36]])
+    assert video_io._runs(keys, [0, 4, 13, 30]) == [(-2, [0, 4, 13]), (238, [30])]
+    assert video_io._runs(keys, [5, 12, 24, 40]) == [(-2, [5, 12]), (238, [24]), (358, [40])]
+
+
+def test_an_edit_list_hides_frames(tmp_path):
+    edit_list(tmp_path / "clip.mp4")
+    whole = decoded(tmp_path / "whole.mp4")
+    assert probe_video(tmp_path / "clip.mp4").frames == len(whole) - 7
+    np.testing.assert_array_equal(read_video(tmp_path / "clip.mp4", [0, 20]), whole[[7, 27]])
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_rotated_films_are_read_upright(tmp_path, degrees):
+    upright = numbered(40)
+    lying = np.rot90(upright, -degrees // 90, axes=(1, 2))
+    encode(tmp_path / "clip.mp4", lying, degrees=degrees, crf="1", g="12")
+    truth = np.rot90(decoded(tmp_path / "clip.mp4"), degrees // 90, axes=(1, 2))
+    check(tmp_path / "clip.mp4", truth)
+    assert probe_video(tmp_path / "clip.mp4")[2:4] == (HEIGHT, WIDTH)
+    assert np.abs(read_video(tmp_path / "clip.mp4", [30])[0] - upright[30].astype(int)).mean() < 8
+
+
+@pytest.mark.parametrize("name", ["art-museum", "lagos", "man-on-the-cloud", "suv-in-the-dust"])
+def test_real_clips(name):
+    path = CLIPS / f"{name}.mp4"
+    if not path.exists():
+        pytest.skip(f"no {path.name} beside the repository")
+    thumbnails, times, converter = [], [], VideoReformatter()
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            times.append(frame.time)
+            rgb = converter.reformat(frame, format="rgb24")  # much faster than frame.to_ndarray
+            thumbnails.append(rgb.to_ndarray()[::8, ::8].copy())
+    truth, info = np.stack(thumbnails), probe_video(path)
+    assert info.frames == len(truth)
+    assert info.fps == pytest.approx((len(times) - 1) / (times[-1] - times[0]))
+    assert info.duration == pytest.approx(info.frames / info.fps)
+    starts = np.random.default_rng(1).integers(0, len(truth) - 46, 3)
+    for start in starts:
+        indices = start + 3 * np.arange(16)
+        np.testing.assert_array_equal(read_video(path, indices)[:, ::8, ::8], truth[indices])
+    few = np.random.default_rng(2).integers(0, len(truth), 6)
+    np.testing.assert_array_equal(read_video(path, few)[:, ::8, ::8], truth[few])
+
+
+def test_the_rate_of_a_variable_rate_film_is_the_mean(tmp_path):
+    encode(tmp_path / "clip.mp4", numbered(5), [0, 10, 20, 100, 200], crf="10")
+    info = probe_video(tmp_path / "clip.mp4")
+    assert info.frames == 5
+    assert info.fps == pytest.approx(4 * 600 / 200, rel=1e-3)
+    assert info.duration == pytest.approx(5 * 200 / 600 / 4, rel=1e-3)
+
+
+def test_a_file_is_indexed_once_and_again_when_it_changes(tmp_path, monkeypatch):
+    path, calls, real = tmp_path / "clip.mp4", [], video_io._packet_times
+    monkeypatch.setattr(video_io, "_packet_times", lambda path: calls.append(path) or real(path))
+    encode(path, numbered(4), crf="10")
+    assert probe_video(path).frames == 4
+    assert len(read_video(path, [0, 3])) == 2
+    assert len(calls) == 1
+    encode(path, numbered(9), crf="10")
+    assert probe_video(path).frames == 9
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.avi"])
+def test_frames_that_are_not_there(tmp_path, name):
+    codec = {"clip.mp4": "libx264", "clip.avi": "mpeg4"}[name]
+    encode(tmp_path / name, numbered(12), codec=codec)
+    with pytest.raises(MediaError, match=r"clip\.\w+: no frame 12, the video has 12 frames"):
+        read_video(tmp_path / name, [3, 12])
+    with pytest.raises(ValueError, match="counted from 0, got -1"):
+        read_video(tmp_path / name, [3, -1])
+    with pytest.raises(TypeError):
+        read_video(tmp_path / name, [0.5])
+
+
+def write_audio(path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.sample_rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def cut(share, name="whole.mp4", **options):
+    """A file that ends early; its index stands at its beginning, or none at all."""
+
+    def write(path):
+        noise = np.random.default_rng(0).integers(0, 256, (30, 64, 64, 3), np.uint8)
+        if options:
+            encode(path.with_name(name), noise, **options)
+        else:
+            write_video(path.with_name(name), noise, 8)
+        content = path.with_name(name).read_bytes()
+        path.write_bytes(content[: int(len(content) * share)])
+
+    return write
+
+
+def zeroed(path):
+    cut(1)(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) * 2 // 3] = bytes(len(content) // 6)
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "missing": lambda path: None,
+    "empty": lambda path: path.write_bytes(b""),
+    "html": lambda path: path.write_text("<html>not found</html>" * 100),
+    "folder": lambda path: path.mkdir(),
+    "audio": write_audio,
+    "truncated": cut(0.5),
+    "truncated at the end": cut(0.99),
+    "truncated before its index": cut(0.9, crf="18"),
+    "truncated avi": cut(0.7, "whole.avi", codec="mpeg4"),
+    "zeroed": zeroed,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("read", [read_video, lambda path: read_video(path, range(30))])
+def test_damaged_files_are_one_error(tmp_path, damage, read):
+    path = tmp_path / "clip.mp4"
+    DAMAGES[damage](path)
+    with pytest.raises(MediaError) as caught:
+        read(path)
+    assert caught.value.path == path
+    assert str(caught.value) == f"{path}: {caught.value.cause}"
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_a_text_file_is_no_film(tmp_path):
+    (tmp_path / "notes.txt").write_text("to be filmed\n" * 50)
+    with pytest.raises(MediaError):
+        read_video(tmp_path / "notes.txt")
+
+
+def test_frames_before_the_damage_can_be_read(tmp_path):
+    zeroed(tmp_path / "clip.mp4")
+    first = read_video(tmp_path / "clip.mp4", [0, 3])
+    np.testing.assert_array_equal(first, decoded(tmp_path / "whole.mp4")[[0, 3]])
+
+
+def test_images(tmp_path):
+    pixels = numbered(1)[0]
+    for name, mode in (("a.png", "RGB"), ("b.png", "L"), ("c.jpg", "CMYK"), ("d.png", "P")):
+        Image.fromarray(pixels).convert(mode).save(tmp_path / name)
+        read = read_image(tmp_path / name)
+        assert (read.shape, read.dtype) == (pixels.shape, np.uint8)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), pixels)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"text" * 100, "half"])
+def test_damaged_images_are_one_error(tmp_path, content):
+    path = tmp_path / "image.jpg"
+    if content == "half":
+        Image.fromarray(numbered(1)[0]).save(path)
+        content = path.read_bytes()[: path.stat().st_size // 2]
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(MediaError) as caught:
+        read_image(path)
+    assert str(caught.value).count(str(path)) == 1
