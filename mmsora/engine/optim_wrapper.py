@@ -13,6 +13,7 @@ from mmsora.registry import OPTIM_WRAPPERS
 __all__ = ["AutocastOptimWrapper"]
 
 DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+MEASURE = {"max_norm": float("inf")}  # clips nothing, returns the norm
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -24,7 +25,10 @@ class AutocastOptimWrapper(OptimWrapper):
         precision: ``off`` for float32, ``bf16``, or ``fp16`` with a gradient scaler.
         accumulative_counts: Micro-batches an update is made of.
         clip_grad: Arguments of ``torch.nn.utils.clip_grad_norm_``; None measures the norm only.
+        clip_from: Updates before the first that is clipped; until then the norm is measured only.
     """
+
+    clip_grad_kwargs: dict
 
     def __init__(
         self,
@@ -32,14 +36,17 @@ class AutocastOptimWrapper(OptimWrapper):
         precision: str = "off",
         accumulative_counts: int = 1,
         clip_grad: dict | None = None,
+        clip_from: int = 0,
     ) -> None:
         if precision not in DTYPES:
             raise ValueError(f"precision must be one of {', '.join(DTYPES)}; got {precision!r}")
         super().__init__(
             optimizer=optimizer,
             accumulative_counts=accumulative_counts,
-            clip_grad=clip_grad or {"max_norm": float("inf")},
+            clip_grad=clip_grad or dict(MEASURE),
         )
+        self.clip_from = clip_from
+        self._clip: dict = self.clip_grad_kwargs
         self.precision = precision
         self._device = optimizer.param_groups[0]["params"][0].device.type
         self.scaler = torch.amp.GradScaler(self._device, enabled=precision == "fp16")
@@ -65,6 +72,8 @@ class AutocastOptimWrapper(OptimWrapper):
     def step(self, **kwargs: Any) -> None:
         """Unscale, measure and clip the gradients, and update."""
         self.scaler.unscale_(self.optimizer)
+        updates = self._inner_count // self._accumulative_counts
+        self.clip_grad_kwargs = self._clip if updates > self.clip_from else MEASURE
         self._clip_grad()
         self.scaler.step(self.optimizer, **kwargs)
         self.scaler.update()

@@ -14,8 +14,15 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import distributed, nn
 
+from mmsora.engine.hooks.ema_hook import denoiser_of
 from mmsora.registry import RUNNERS
-from mmsora.utils.checkpoint import load_checkpoint, load_weights, plain, save_checkpoint
+from mmsora.utils.checkpoint import (
+    load_checkpoint,
+    load_denoiser,
+    load_weights,
+    plain,
+    save_checkpoint,
+)
 from mmsora.utils.config_check import config_dict, config_diff
 from mmsora.utils.user_error import UserError
 from mmsora.version import __version__
@@ -142,7 +149,9 @@ class SoraRunner(Runner):
         strict: bool = True,
         revise_keys: Any = (),
     ) -> dict[str, Any]:
-        """Load weights; hooks see the checkpoint first.
+        """Load weights: all of them to resume, else the denoiser's, from ours or a public file.
+
+        Hooks see the checkpoint first.
 
         Args:
             filename: The file.
@@ -156,9 +165,19 @@ class SoraRunner(Runner):
         """
         checkpoint = load_checkpoint(filename)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-        load_weights(self.bare_model, checkpoint["state_dict"], filename)
+        if self._resume:
+            load_weights(self.bare_model, checkpoint["state_dict"], filename)
+            self.logger.info(f"loaded {filename}")
+        else:
+            denoiser: Any = denoiser_of(self)
+            report = load_denoiser(denoiser, checkpoint, filename)
+            if getattr(self.bare_model.conditioner, "drop_prob", 0):
+                denoiser.knows_null = True  # training teaches it from here on
+            for what, keys in report._asdict().items():
+                if keys:
+                    self.logger.warning(f"{filename}: {what} {', '.join(keys)}")
+            self.logger.info(f"the denoiser starts from {filename}")
         self._has_loaded = True
-        self.logger.info(f"loaded {filename}")
         return checkpoint
 
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
@@ -176,5 +195,8 @@ class SoraRunner(Runner):
         changes = config_diff(kept, now)
         if changes:
             lines = "\n  ".join(changes)
-            self.logger.warning(f"the config changed since {filename} was written:\n  {lines}")
+            self.logger.warning(
+                f"the config changed since {filename} was written; the optimizer and its "
+                f"schedules go on as they were saved, the rest as it is now:\n  {lines}"
+            )
         super().resume(filename, *args, **{**kwargs, "map_location": "cpu"})

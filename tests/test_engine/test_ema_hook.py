@@ -43,7 +43,7 @@ def by_hand(weights, decay):
     ids=["every iteration", "every second, and the last"],
 )
 def test_it_is_the_recurrence_over_optimizer_steps(tiny_config, accumulate, iters, stepped):
-    cfg = tiny_config({"train_cfg.max_iters": iters, "custom_hooks.0.decay": 0.15})
+    cfg = tiny_config({"train_cfg.max_iters": iters, "custom_hooks.0.decay": 0.25})
     cfg.optim_wrapper.accumulative_counts = accumulate
     runner = RUNNERS.build(cfg)
     record = Record()
@@ -55,7 +55,7 @@ def test_it_is_the_recurrence_over_optimizer_steps(tiny_config, accumulate, iter
         if any((record.weights[i][k] != record.weights[i - 1][k]).any() for k in record.weights[i])
     ]
     assert changed == stepped
-    expected, steps = by_hand([record.weights[i] for i in (0, *stepped)], decay=0.15)
+    expected, steps = by_hand([record.weights[i] for i in (0, *stepped)], decay=0.25)
     content = load_checkpoint(f"{cfg.work_dir}/iter_{iters}.pth")
     assert content["ema_steps"] == ema_hook(runner).steps == steps
     for key, value in expected.items():
@@ -116,8 +116,6 @@ def test_a_resumed_average_goes_on_and_a_loaded_run_starts_its_own(tiny_config, 
         runner.train()
         steps = 3 if resume else 0
         start = {k: v.double() for k, v in then["ema"].items()}
-        if not resume:
-            start = {k: then["state_dict"][f"denoiser.{k}"].double() for k in start}
         assert ema_hook(runner).steps == steps + 1
         rate = (1 + steps) / (10 + steps)
         for key, weight in runner.model.denoiser.named_parameters():

@@ -12,7 +12,7 @@ from mmsora.engine import DenoiserEMAHook, SampleHook
 from mmsora.registry import RUNNERS
 from mmsora.structures.video_sample import VideoSample
 from mmsora.utils.checkpoint import load_checkpoint
-from mmsora.utils.video_io import read_video
+from mmsora.utils.video_io import probe_video, read_video
 from mmsora.visualization.contact_sheet import contact_sheet
 
 CHANGES = {"custom_hooks.1.interval": 4, "custom_hooks.1.labels": [3, 7]}
@@ -38,9 +38,9 @@ def test_it_writes_at_the_interval_and_at_the_end_and_training_goes_on_alike(
     written = sorted(path.name for path in (tmp_path / "run/samples").iterdir())
     names = ["iter_000004", "iter_000006"]
     assert written == [f"{name}.{kind}" for name in names for kind in ("mp4", "png")]
-    frames, fps = read_video(tmp_path / "run/samples/iter_000006.mp4")
-    assert len(frames) == 2
-    assert fps == 8
+    sheet = tmp_path / "run/samples/iter_000006.mp4"
+    assert len(read_video(sheet)) == 2
+    assert probe_video(sheet).fps == 8
     assert modes == [True] * 6
     without, sampled = (
         load_checkpoint(folder / "iter_6.pth") for folder in (tiny_run, tmp_path / "run")

@@ -30,9 +30,15 @@ class SafeCheckpointHook(CheckpointHook):
         self.keep_ckpt_ids: deque[int] = deque()
 
     def before_train(self, runner: Runner) -> None:
-        """Note what a resumed run has kept so far."""
+        """Note what a resumed run has kept so far, and clear away what a kill left."""
+        level = runner.logger.level
+        runner.logger.setLevel("ERROR")  # MMEngine warns of its own names for local files
         super().before_train(runner)
+        runner.logger.setLevel(level)
         self.keep_ckpt_ids = deque(self.keep_ckpt_ids)  # MMEngine's is bounded, and forgets
+        if is_main_process():
+            for half in Path(self.out_dir).glob(".iter_*.tmp.pth"):  # left by a kill
+                half.unlink()
 
     def save_now(self, runner: Runner) -> None:
         """Save the state after the iteration that just ended, unless that was done already."""

@@ -19,21 +19,22 @@ __all__ = ["DenoiserEMAHook"]
 class DenoiserEMAHook(Hook):
     """Averages the denoiser's trained parameters in float32; buffers and frozen parts stay out.
 
-    ``ema = decay ema + (1 - decay) weights`` after each optimizer step, with ``decay`` at most
-    ``(1 + n) / (10 + n)`` after ``n`` steps, so that a short run is not held at its start.
+    ``ema = decay ema + (1 - decay) weights`` after each optimizer step.
 
     The average is saved as ``checkpoint["ema"]``, a state dict of the denoiser.
 
     Args:
         decay: Of the average.
+        warmup: Keep ``decay`` at most ``(1 + n) / (10 + n)`` after ``n`` steps, so that a short
+            run is not held at its start. The published DiT, SiT and Latte do not.
     """
 
     priority = "NORMAL"
 
-    def __init__(self, decay: float = 0.9999) -> None:
+    def __init__(self, decay: float = 0.9999, warmup: bool = True) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
-        self.decay = decay
+        self.decay, self.warmup = decay, warmup
         self.steps = 0
         self._restored: dict[str, Any] | None = None
 
@@ -62,7 +63,8 @@ class DenoiserEMAHook(Hook):
         """Update, once for each optimizer step."""
         if not _stepped(runner):
             return
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        soft = (1 + self.steps) / (10 + self.steps)
+        decay = min(self.decay, soft) if self.warmup else self.decay
         weights: list[Tensor] = [weight.detach() for weight in self._weights]
         if any(weight.dtype != torch.float32 for weight in weights):
             weights = [weight.float() for weight in weights]

@@ -48,6 +48,22 @@ class SampleHook(Hook):
         self.interval, self.labels, self.seed, self.fps = interval, labels, seed, fps
         self.num_samples = len(labels) if labels else num_samples
 
+    def before_train(self, runner: Runner) -> None:
+        """Refuse labels that the model does not know, before any time is spent.
+
+        Args:
+            runner: The runner.
+
+        Raises:
+            ValueError: A label is out of range, or given to an unconditional model.
+        """
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        classes = getattr(model.conditioner, "num_classes", 0)
+        for label in self.labels or ():
+            if not 0 <= label < classes:
+                known = f"0 to {classes - 1}" if classes else "none, it is unconditional"
+                raise ValueError(f"SampleHook: label {label}; the labels of the model: {known}")
+
     def after_train_iter(
         self,
         runner: Runner,

@@ -43,8 +43,10 @@ class TelemetryHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Measure the waiting where it happens: ``data_time`` also holds what hooks took."""
         self._tokens = getattr(denoiser_of(runner), "num_tokens", 0)
-        self._data = _Timed(runner.train_loop.dataloader_iterator)
-        runner.train_loop.dataloader_iterator = self._data
+        loop = runner.train_loop
+        self._data = _Timed(getattr(loop, "dataloader_iterator", iter(())))
+        if hasattr(loop, "dataloader_iterator"):  # a loop by epochs has none to be measured
+            loop.dataloader_iterator = self._data
         self._running = False
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
