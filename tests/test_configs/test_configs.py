@@ -13,6 +13,7 @@ from mmengine.registry import init_default_scope
 from mmsora.registry import DATASETS, MODELS
 from mmsora.utils.config_check import check_config, config_dict, config_from_dict
 from mmsora.utils.config_names import config_names, load_config
+from mmsora.utils.user_error import UserError
 
 ROOT = Path(__file__).parents[2] / "configs"
 BASES = sorted((ROOT / "_base_").rglob("*.py"))
@@ -99,10 +100,10 @@ def test_model_and_data_fit_each_other(path):
     """By shapes alone."""
     cfg = load_config(path)
     init_default_scope("mmsora")
-    dataset = cfg.train_dataloader.dataset
-    if dataset.get("data_root"):
+    try:
+        sample = DATASETS.build(cfg.train_dataloader.dataset)[0]
+    except (FileNotFoundError, UserError):
         pytest.skip("needs its data")
-    sample = DATASETS.build(dataset)[0]
     with torch.device("meta"):
         model = MODELS.build(cfg.model)
         latent = model.vae.encode(sample["inputs"][None].float().to("meta"))
@@ -112,5 +113,5 @@ def test_model_and_data_fit_each_other(path):
 @each_config
 def test_the_schedule_ends_with_the_training(path):
     cfg = load_config(path)
-    ends = [part.end for part in cfg.param_scheduler if "end" in part]
+    ends = [part.end for part in cfg.get("param_scheduler") or () if "end" in part]
     assert max(ends, default=cfg.train_cfg.max_iters) == cfg.train_cfg.max_iters

@@ -1,0 +1,78 @@
+"""DiT-XL/2 on ImageNet at 512 x 512 pixels (Peebles and Xie 2022, arXiv:2212.09748).
+
+    bash tools/dist_train.sh configs/dit/dit_xl2_imagenet_512.py 8 --layout 8xa100
+    python tools/infer.py configs/dit/dit_xl2_imagenet_512.py --checkpoint DiT-XL-2-512x512.pt
+
+Recipe: that of dit_xl2_imagenet_256.py with four times the tokens, for 3 million iterations.
+Hardware: 8 A100, or a layout below. Expected: FID 3.04, IS 240.82 with guidance 1.5 (README).
+We measured none. Layouts, by arithmetic (5.3 TFLOP an image with the VAE and recomputation, 40 %
+of the peak; unmeasured), for 400,000 updates: 8xa100 6.3 days, 2xa100 and 4xa6000 25, 1x4090 95.
+"""
+
+from mmengine.config import read_base
+from torch.optim import AdamW
+
+from mmsora.engine import AutocastOptimWrapper, DenoiserEMAHook, SampleHook
+from mmsora.models import DiT, FrameVAE, LabelConditioner, LatentDiffusion, VideoPreprocessor
+
+with read_base():
+    from .._base_.datasets.imagenet_512 import *
+    from .._base_.default_runtime import *
+    from .._base_.diffusion.iddpm import *
+
+depth = 28
+diffusion.guidance.channels = 3
+model = dict(
+    type=LatentDiffusion,
+    data_preprocessor=dict(type=VideoPreprocessor),
+    vae=dict(type=FrameVAE, pretrained="stabilityai/sd-vae-ft-ema"),
+    conditioner=dict(type=LabelConditioner, num_classes=1000, drop_prob=0.1),
+    denoiser=dict(
+        type=DiT,
+        in_channels=4,
+        out_channels=8,  # mean and variance
+        size=(1, 64, 64),
+        patch=2,
+        width=1152,
+        depth=depth,
+        heads=16,
+        num_classes=1000,
+    ),
+    diffusion=diffusion,
+)
+
+train_cfg = dict(by_epoch=False, max_iters=3_000_000)
+optim_wrapper = dict(
+    type=AutocastOptimWrapper,
+    precision="bf16",
+    optimizer=dict(type=AdamW, lr=1e-4, weight_decay=0.0, fused=True),
+)
+auto_scale_lr = dict(base_batch_size=256, enable=False)
+default_hooks.checkpoint.interval = 50_000
+custom_hooks = [
+    dict(type=DenoiserEMAHook, decay=0.9999, warmup=False),
+    dict(type=SampleHook, interval=10_000, labels=[207, 360, 387, 974, 88, 979, 417, 279]),
+]
+
+recompute = [f"denoiser.blocks.{i}" for i in range(depth)]
+layouts = {
+    "8xa100": {"train_dataloader.batch_size": 32, "activation_checkpointing": recompute},
+    "4xa6000": {
+        "train_dataloader.batch_size": 16,
+        "optim_wrapper.accumulative_counts": 4,
+        "train_cfg.max_iters": 12_000_000,  # iterations are micro-batches
+        "activation_checkpointing": recompute,
+    },
+    "2xa100": {
+        "train_dataloader.batch_size": 32,
+        "optim_wrapper.accumulative_counts": 4,
+        "train_cfg.max_iters": 12_000_000,
+        "activation_checkpointing": recompute,
+    },
+    "1x4090": {
+        "train_dataloader.batch_size": 4,
+        "optim_wrapper.accumulative_counts": 64,
+        "train_cfg.max_iters": 192_000_000,
+        "activation_checkpointing": recompute,
+    },
+}
