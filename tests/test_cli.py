@@ -63,7 +63,7 @@ def test_a_flat_copy_holds_the_same_and_can_be_inherited(tmp_path, name):
     assert load_config(top).model.denoiser.depth == 2
     assert (
         load_config(top).model.denoiser.type
-        == load_config("latte_moving_digits").to_dict()["model"]["denoiser"]["type"]
+        == load_config(name).to_dict()["model"]["denoiser"]["type"]
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsora.utils.cli_options import key_values
-from mmsora.utils.user_error import UserError, user_errors_as_one_line
+from mmsora.utils.user_error import user_errors_as_one_line
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -27,7 +27,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--checkpoint", required=True, help="the weights")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--labels", nargs="+", type=int, help="a video for each of these classes")
+    what.add_argument(
+        "--labels", nargs="+", help="a video for each of these classes, by number or name"
+    )
     what.add_argument("--num-samples", type=int, help="how many; classes are gone through in turn")
     parser.add_argument("--steps", type=int, help="of the solver; default as the config says")
     parser.add_argument("--guidance", type=float, help="scale of guidance; 1 is none")
@@ -37,12 +39,30 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", default="samples", help="directory to write to")
     parser.add_argument("--format", choices=("mp4", "gif", "png"), default="mp4")
     parser.add_argument("--fps", type=float, default=8, help="of the files")
+    parser.add_argument("--num-frames", type=int, help="default: as the model was made for")
+    parser.add_argument("--size", type=size, metavar="HxW", help="in pixels; default likewise")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--device", help="default: a GPU where there is one")
     parser.add_argument("--no-ema", action="store_true", help="the raw weights, not the average")
     parser.add_argument(
         "--cfg-options", nargs="+", type=key_values, default=[], metavar="KEY=VALUE"
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.fps <= 0:
+        parser.error(f"--fps must be positive, got {args.fps:g}")
+    if args.batch_size < 1:
+        parser.error(f"--batch-size must be at least 1, got {args.batch_size}")
+    if Path(args.out).is_file():
+        parser.error(f"--out {args.out} is a file, not a directory")
+    return args
+
+
+def size(text: str) -> tuple[int, int]:
+    """Height and width from ``HxW``."""
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise argparse.ArgumentTypeError(f"expected HxW, as 256x256, got {text!r}")
+    return int(height), int(width)
 
 
 def prepare(args: argparse.Namespace) -> "Config":
@@ -75,11 +95,18 @@ def prepare(args: argparse.Namespace) -> "Config":
     return cfg
 
 
-def write(videos: "Tensor", args: argparse.Namespace, cfg: "Config", seconds: float) -> None:
+def write(
+    videos: "Tensor",
+    labels: list[int],
+    args: argparse.Namespace,
+    cfg: "Config",
+    seconds: float,
+) -> None:
     """One file for each video with what is needed to make it again, and a contact sheet.
 
     Args:
         videos: uint8, (B, C, T, H, W).
+        labels: The classes asked for, by number.
         args: The command line.
         cfg: The config.
         seconds: What the sampling took.
@@ -94,13 +121,14 @@ def write(videos: "Tensor", args: argparse.Namespace, cfg: "Config", seconds: fl
 
     out, scale = Path(args.out), viewing_scale(*videos.shape[-2:])
     classes = cfg.model.get("conditioner") and cfg.model.conditioner.get("num_classes")
-    told = args.labels or list(range(classes or 0)) or [None]
-    labels = [told[i % len(told)] for i in range(len(videos))]
+    told: list[int | None] = [*labels] or [*range(classes or 0)] or [None]
+    shown = [told[i % len(told)] for i in range(len(videos))]
     common = {
         "seed": args.seed,
         "steps": cfg.model.diffusion.grid.get("num_steps"),
         "guidance": cfg.model.diffusion.guidance.get("scale"),
         "fps": args.fps,
+        "dtype": args.dtype,
         "checkpoint": str(args.checkpoint),
         "checkpoint_sha256": digest(Path(args.checkpoint)),
         "ema": not args.no_ema,
@@ -109,12 +137,12 @@ def write(videos: "Tensor", args: argparse.Namespace, cfg: "Config", seconds: fl
         "seconds_of_all": round(seconds, 2),
         "model": config_dict(cfg)["model"],
     }
-    for i, (video, label) in enumerate(zip(videos, labels, strict=True)):
+    for i, (video, label) in enumerate(zip(videos, shown, strict=True)):
         name = f"{i:04d}" + (f"_label{label}" if label is not None else "") + f"_seed{args.seed}"
         frames = video.permute(1, 2, 3, 0)  # T H W C
         write_video(out / f"{name}.{args.format}", frames, args.fps, scale)
         write_json(out / f"{name}.json", {"index": i, "label": label, **common})
-    titles = [str(label) for label in labels] if labels[0] is not None else None
+    titles = [str(label) for label in shown] if shown[0] is not None else None
     write_image(out / "contact_sheet.png", contact_sheet(videos, titles, scale=scale))
     print(
         f"{len(videos)} videos in {seconds:.1f} s: {out}/, contact sheet {out}/contact_sheet.png"
@@ -136,25 +164,32 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     args.command = shlex.join(["python", "tools/infer.py", *argv])
     with user_errors_as_one_line():
-        if args.num_samples is not None and args.num_samples < 1:
-            raise UserError(f"--num-samples must be at least 1, got {args.num_samples}")
         cfg = prepare(args)
         from mmsora.apis import Inferencer
         from mmsora.utils.config_check import user_errors
 
-        inferencer = Inferencer(args.checkpoint, cfg, args.device, use_ema=not args.no_ema)
+        inferencer = Inferencer(
+            args.checkpoint, cfg, args.device, use_ema=not args.no_ema, dtype=args.dtype
+        )
+        labels = [inferencer.number(label) for label in args.labels or ()]
         start = time.perf_counter()
-        total = args.num_samples or len(args.labels or ())
+        total = inferencer.count(labels, args.num_samples)
 
         def progress(done: int) -> None:
             spent = time.perf_counter() - start
-            print(f"{done} of {total or 'all'} videos, {done / spent:.2f} videos/s", flush=True)
+            print(f"{done} of {total} videos, {done / spent:.2f} videos/s", flush=True)
 
         with user_errors():
             videos = inferencer(
-                args.labels, args.num_samples, args.seed, args.batch_size, progress
+                labels,
+                args.num_samples,
+                args.seed,
+                args.batch_size,
+                progress,
+                args.num_frames,
+                args.size,
             )
-        write(videos, args, cfg, time.perf_counter() - start)
+        write(videos, labels, args, cfg, time.perf_counter() - start)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train, sample and judge moving digits.")
     parser.add_argument(
-        "--minutes", type=float, default=12.5, help="for all but installing; default 12.5"
+        "--minutes", type=float, default=12.5, help="at most, for all but installing; default 12.5"
     )
     parser.add_argument("--config", default=CONFIG)
     parser.add_argument("--work-dir", default="work_dirs/quickstart")
@@ -96,14 +96,14 @@ def seconds_per_step(cfg: "Config", precision: str, device: "torch.device") -> f
 
 
 def fit_to_budget(cfg: "Config", args: argparse.Namespace) -> None:
-    """Choose the faster precision and as many iterations as fit the time."""
+    """Choose the faster precision and the config's iterations, or as many as fit the time."""
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     speeds = {p: seconds_per_step(cfg, p, device) for p in ("off", "bf16")}
     precision = min(speeds, key=lambda name: speeds[name])
     fits = int(args.minutes * 60 * SHARE_OF_TRAINING / speeds[precision])
-    iters = args.max_iters or max(min(fits, 20_000), 1)
+    iters = args.max_iters or max(min(fits, cfg.train_cfg.max_iters), 1)
     print(
         f"[quickstart] {device.type}: {speeds['off'] * 1e3:.0f} ms a step in float32, "
         f"{speeds['bf16'] * 1e3:.0f} ms in bfloat16; {iters} iterations in {precision} precision"

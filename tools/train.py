@@ -5,6 +5,7 @@ python tools/train.py latte_moving_digits --amp bf16 --cfg-options train_cfg.max
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         choices=("bf16", "fp16", "off"),
         help="precision of the forward pass; default as the config says",
     )
-    parser.add_argument("--seed", type=int, help="of weights, noise and order; default 0")
+    parser.add_argument(
+        "--layout",
+        help="settings for some cards, of those that the config offers, e.g. 8xa100 or 1x4090; "
+        "the global batch stays",
+    )
+    parser.add_argument("--seed", type=seed, help="of weights, noise and order; default 0")
     parser.add_argument(
         "--cfg-options",
         nargs="+",
@@ -51,9 +57,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="what started the processes; tools/dist_train.sh sets it",
     )
     parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate by the real over the config's base batch size",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="check and build everything, train nothing"
     )
     return parser.parse_args(argv)
+
+
+def seed(text: str) -> int:
+    """A seed: a whole number from 0 on."""
+    if not text.isdigit() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(
+            f"a seed is a whole number from 0 to 2^32 - 1, got {text}"
+        )
+    return int(text)
 
 
 def prepare(args: argparse.Namespace) -> "Config":
@@ -71,19 +91,34 @@ def prepare(args: argparse.Namespace) -> "Config":
 
     cfg = load_config(args.config)
     check_config(cfg)
+    if args.layout is not None:
+        layouts = cfg.get("layouts", {})
+        if args.layout not in layouts:
+            offered = f"it offers {', '.join(layouts)}" if layouts else "it offers none"
+            raise UserError(f"{args.config} has no layout {args.layout!r}; {offered}")
+        apply_overrides(cfg, layouts[args.layout])
     overrides: dict[str, Any] = dict(args.cfg_options)
     if args.amp is not None:
         overrides["optim_wrapper.precision"] = args.amp
     if args.seed is not None:
         overrides["randomness.seed"] = args.seed
     apply_overrides(cfg, overrides)
+    if args.auto_scale_lr:
+        if "auto_scale_lr" not in cfg:
+            raise UserError(
+                f"{args.config} sets no auto_scale_lr=dict(base_batch_size=...), so there is "
+                "nothing to scale the learning rate by"
+            )
+        cfg.auto_scale_lr.enable = True
     check_config(cfg)
+    cfg.default_scope = cfg.get("default_scope") or "mmsora"
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or f"work_dirs/{Path(args.config).stem}"
     if args.resume is not None:
         found = latest_checkpoint(cfg.work_dir) if args.resume == "auto" else Path(args.resume)
         if found is None:
-            print(f"no checkpoint in {cfg.work_dir}: starting from the beginning")
+            text = f"warning: no checkpoint in {cfg.work_dir}: starting from the beginning"
+            print(text, file=sys.stderr, flush=True)
         elif not found.is_file():
             raise UserError(f"checkpoint {found} does not exist")
         else:

@@ -9,7 +9,7 @@ from mmengine.registry import init_default_scope
 
 from mmsora.models.latent_diffusion import LatentDiffusion
 from mmsora.registry import MODELS
-from mmsora.utils.checkpoint import load_checkpoint, load_weights
+from mmsora.utils.checkpoint import load_checkpoint, load_denoiser, load_weights
 from mmsora.utils.config_check import check_config, config_from_dict, user_errors
 from mmsora.utils.config_names import load_config
 from mmsora.utils.user_error import UserError
@@ -69,7 +69,7 @@ def build_model(
 def fill(
     model: LatentDiffusion, content: dict[str, Any], source: str | Path, use_ema: bool = True
 ) -> None:
-    """Put the weights of a checkpoint into a model.
+    """Put the weights of a checkpoint, ours or a public one, into a model.
 
     Args:
         model: The model.
@@ -80,8 +80,16 @@ def fill(
     Raises:
         UserError: The checkpoint holds no weights of such a model.
     """
-    if "state_dict" not in content:
-        raise UserError(f"checkpoint {source} holds no state_dict of a MMSora model")
-    load_weights(model, content["state_dict"], source)
-    if use_ema and "ema" in content:
-        load_weights(model.denoiser, content["ema"], source)
+    if "meta" in content and "state_dict" in content:
+        load_weights(model, content["state_dict"], source)
+        if use_ema and "ema" in content:
+            load_weights(model.denoiser, content["ema"], source)
+        return
+    if not use_ema:
+        content = {key: value for key, value in content.items() if key != "ema"}
+    kept = load_denoiser(model.denoiser, content, f"checkpoint {source}").kept
+    if "embed_label.weight" in kept:
+        raise UserError(
+            f"checkpoint {source} has no labels for num_classes={model.denoiser.num_classes}; "
+            "set model.denoiser.num_classes and model.conditioner.num_classes to its number"
+        )

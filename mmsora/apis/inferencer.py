@@ -1,18 +1,23 @@
 """Sampling, the same for the command line, notebooks and other programs."""
 
+import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from mmengine.config import Config
 from torch import Tensor
 
 from mmsora.apis.build import build_model, config_of, fill
+from mmsora.models.latent_diffusion import Denoiser
 from mmsora.structures.video_sample import VideoSample
 from mmsora.utils.checkpoint import load_checkpoint
 from mmsora.utils.user_error import UserError
 
 __all__ = ["Inferencer"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Inferencer:
@@ -23,6 +28,7 @@ class Inferencer:
         config: A config, its path or its name; None takes the one in the checkpoint.
         device: Where to compute; None takes a GPU where there is one.
         use_ema: Take the averaged weights where the checkpoint has them.
+        dtype: Precision of the networks: ``fp32``, ``bf16`` or ``fp16``.
     """
 
     def __init__(
@@ -31,45 +37,103 @@ class Inferencer:
         config: str | Path | Config | None = None,
         device: str | None = None,
         use_ema: bool = True,
+        dtype: str = "fp32",
     ) -> None:
+        if device and device.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"device {device!r}: PyTorch finds no GPU here")
+        if dtype not in DTYPES:
+            raise UserError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
         content = load_checkpoint(checkpoint)
         self.model = build_model(config_of(content, checkpoint) if config is None else config)
         fill(self.model, content, checkpoint, use_ema)
+        self.dtype = DTYPES[dtype]
+        known = (content.get("meta") or {}).get("dataset_meta") or {}
+        self.classes: list[str] = [str(name) for name in known.get("classes", ())]
         self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def __call__(
         self,
-        labels: Sequence[int] | None = None,
+        labels: Sequence[int | str] | None = None,
         num_samples: int | None = None,
         seed: int = 0,
         batch_size: int = 50,
         progress: Callable[[int], None] | None = None,
+        num_frames: int | None = None,
+        size: tuple[int, int] | None = None,
     ) -> Tensor:
         """Sample.
 
         The i-th video is a function of (seed, i, its label), whatever the batch size.
 
         Args:
-            labels: A video for each of these classes.
+            labels: A video for each of these classes, by number or, where the checkpoint knows
+                their names, by name.
             num_samples: How many videos; with labels or without, they are repeated or cut to it.
                 A class-conditional model without labels goes through its classes.
             seed: Of the noise.
             batch_size: How many at a time.
             progress: Called with the number of finished videos after each batch.
+            num_frames: Of each video; None is what the model is made for.
+            size: Height and width; None is what the model is made for.
 
         Returns:
             uint8 videos, (B, C, T, H, W), on the CPU.
 
         Raises:
-            UserError: A label is out of range, or given to an unconditional model.
+            UserError: A label is out of range, or given to an unconditional model, or nothing is
+                asked for.
         """
-        samples = self._samples(labels, num_samples)
+        if num_samples is not None and num_samples < 1:
+            raise UserError(f"num_samples must be at least 1, got {num_samples}")
+        samples = self._samples([self.number(label) for label in labels or ()], num_samples)
+        full = self._full_size(num_frames, size)
         videos = []
         for start in range(0, len(samples), batch_size):
-            videos.append(self.model.predict(samples[start : start + batch_size], seed).cpu())
+            batch = samples[start : start + batch_size]
+            with torch.autocast(self.model.device.type, self.dtype, self.dtype != torch.float32):
+                videos.append(self.model.predict(batch, seed, full).cpu())
             if progress is not None:
                 progress(min(start + batch_size, len(samples)))
         return torch.cat(videos)
+
+    def number(self, label: int | str) -> int:
+        """The number of a class.
+
+        Args:
+            label: Its number or its name.
+
+        Returns:
+            Its number.
+
+        Raises:
+            UserError: No class has the name, or the checkpoint holds no names.
+        """
+        text = str(label)
+        if text in self.classes:
+            return self.classes.index(text)
+        if text.lstrip("-").isdigit():
+            return int(text)
+        if not self.classes:
+            raise UserError(f"the checkpoint holds no names of classes: give {text!r} by number")
+        near = difflib.get_close_matches(text, self.classes, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(self.classes[:20])}"
+        raise UserError(f"no class is called {text!r}; {hint}")
+
+    def count(self, labels: Sequence[int] | None, num_samples: int | None) -> int:
+        """How many videos a call with these arguments makes."""
+        classes = getattr(self.model.conditioner, "num_classes", 0)
+        return num_samples or len(labels or range(classes)) or 1
+
+    def _full_size(
+        self, num_frames: int | None, size: tuple[int, int] | None
+    ) -> tuple[int, int, int] | None:
+        """Frames, height and width in pixels, or None for what the model is made for."""
+        if num_frames is None and size is None:
+            return None
+        frames, height, width = cast(Denoiser, self.model.denoiser).size
+        scale = self.model.vae.latent_size((1, 1024, 1024))
+        made_for = height * 1024 // scale[1], width * 1024 // scale[2]
+        return (num_frames or frames, *(size or made_for))
 
     def _samples(self, labels: Sequence[int] | None, num_samples: int | None) -> list[VideoSample]:
         classes = getattr(self.model.conditioner, "num_classes", 0)
@@ -81,7 +145,7 @@ class Inferencer:
                     f"label {label} is out of range: the model knows {classes} classes, "
                     f"0 to {classes - 1}"
                 )
-        count = num_samples or len(labels or range(classes)) or 1
+        count = self.count(labels, num_samples)
         if not classes:
             return [VideoSample(index=i) for i in range(count)]
         told = list(labels or range(classes))

@@ -1,10 +1,11 @@
 """``--cfg-options key=value``: MMEngine's syntax, read without importing MMEngine."""
 
 import argparse
+import ast
 from collections.abc import Iterator
 from typing import Any
 
-OPENERS = {"(": ")", "[": "]"}
+OPENERS = {"(": ")", "[": "]", "{": "}"}
 QUOTES = "'\""
 
 
@@ -12,7 +13,8 @@ def key_values(text: str) -> tuple[str, Any]:
     """Reads one option.
 
     Values are numbers, ``True``, ``False``, ``None``, strings (quote them to keep ``"1"`` one),
-    lists ``[1,2]`` or ``1,2`` and tuples ``(1,2)``, nested as you like.
+    lists ``[1,2]`` or ``1,2`` and tuples ``(1,2)``, nested as you like, and dicts as Python writes
+    them, ``{'a': 1}``.
 
     Args:
         text: ``dotted.key=value``.
@@ -43,12 +45,24 @@ def _value(text: str) -> Any:
     if len(items) > 1:
         return _sequence(items)
     ends = text[:1] + text[-1:]
+    if ends == "{}":
+        return _dict(text)
     if ends in ("()", "[]"):
         values = _sequence(list(_split(text[1:-1])))
         return tuple(values) if ends == "()" else values
     if ends in ("''", '""'):
         return text[1:-1]
     return _scalar(text)
+
+
+def _dict(text: str) -> dict[str, Any]:
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"{text} is no dict as Python writes it") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{text} is a {type(value).__name__}, not a dict")
+    return value
 
 
 def _sequence(items: list[str]) -> list[Any]:

@@ -61,6 +61,12 @@ def check_config(cfg: Config) -> None:
     """
     known, values = top_level_keys(), cfg._to_lazy_dict()
     _import_custom(values)
+    if "train_cfg" in values:
+        for needed in ("model", "train_dataloader", "optim_wrapper"):
+            if needed not in values:
+                raise UserError(
+                    f"the config has train_cfg and needs {needed} too, which is missing"
+                )
     for key, value in values.items():
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
         if key == "runner_type":
@@ -179,7 +185,7 @@ def _being_built(error: Exception) -> str:
     """The class that MMEngine was calling when an error arose, with a colon."""
     name = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_name == "build_from_cfg" and "obj_cls" in frame.f_locals:
+        if frame.f_code.co_name == "build_from_cfg" and frame.f_locals.get("obj_cls"):
             name = f"{name_of(frame.f_locals['obj_cls'])}: "
     return name
 
@@ -243,9 +249,13 @@ def _override(root: ConfigDict, keys: Keys, value: Any) -> None:
             _check_new(root, node, keys, depth, value)
             place = place_of({}, keys[: depth + 1])
             if place.nested or (place.registry and not place.default):
+                near = difflib.get_close_matches(key, [k for k in node if k != key], n=1)
+                meant = ".".join((*keys[:depth], *near, *keys[depth + 1 :]))
+                hint = (
+                    f"did you mean '{meant}'?" if near else "say in the config of which type it is"
+                )
                 raise UserError(
-                    f"{shown(keys, value)}: {'.'.join(keys[: depth + 1])} is not set; say in "
-                    "the config of which type it is"
+                    f"{shown(keys, value)}: {'.'.join(keys[: depth + 1])} is not set; {hint}"
                 )
             node[key] = ConfigDict()
         node = _item(node, keys, depth, value)

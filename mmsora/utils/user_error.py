@@ -1,6 +1,7 @@
 """Mistakes of the user, as opposed to mistakes of ours."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,5 +22,8 @@ def user_errors_as_one_line() -> Iterator[None]:
     except UserError as error:
         if os.environ.get("MMSORA_TRACEBACK") == "1":
             raise
-        print(f"error: {error}", file=sys.stderr)
+        # An error of a loader's worker comes with that process's traceback before it.
+        line = re.sub(r"^mmsora\.[\w.]+: ", "", str(error).strip().splitlines()[-1])
+        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+            print(f"error: {line}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -106,7 +106,7 @@ def test_checkpoints_that_are_none(tmp_path, checkpoint):
     with pytest.raises(UserError, match=r"no_config.pth holds no config; name one: CONFIG"):
         Inferencer(tmp_path / "no_config.pth")
     save_checkpoint({"meta": load_checkpoint(checkpoint)["meta"]}, tmp_path / "no_weights.pth")
-    with pytest.raises(UserError, match=r"no_weights.pth holds no state_dict"):
+    with pytest.raises(UserError, match=r"no_weights.pth holds no weights of a denoiser"):
         Inferencer(tmp_path / "no_weights.pth")
 
 

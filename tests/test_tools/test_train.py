@@ -16,7 +16,6 @@ ROOT = Path(__file__).parents[2]
 NAME = "latte_moving_digits"
 
 STRINGS = """
-default_scope = 'mmsora'
 runner_type = 'SoraRunner'
 model = dict(
     type='LatentDiffusion',
@@ -133,7 +132,7 @@ def test_another_process_by_the_diffusion_block_alone(run):
 def test_resume_takes_the_newest_checkpoint_or_the_named_one(run, tmp_path, capsys, scalars):
     changes = {"train_cfg.max_iters": 2, "default_hooks.checkpoint.interval": 1}
     work_dir = run("--resume", **changes)
-    assert "no checkpoint in" in capsys.readouterr().out
+    assert "no checkpoint in" in capsys.readouterr().err
     changes["train_cfg.max_iters"] = 3
     run("--resume", experiment_name="newest", **changes)
     run("--resume", str(work_dir / "iter_1.pth"), experiment_name="named", **changes)

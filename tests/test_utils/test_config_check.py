@@ -120,7 +120,7 @@ MISTAKES = {
     ),
     "nothing like it": (
         "model['diffusion']['grid']['zzz'] = 8",
-        "model.diffusion.grid.zzz = 8: SpacedGrid takes no 'zzz'; there is num_steps",
+        "model.diffusion.grid.zzz = 8: SpacedGrid takes no 'zzz'; there is num_steps, spacing",
     ),
     "no arguments at all": (
         "model['diffusion']['loss']['scale'] = 2",
