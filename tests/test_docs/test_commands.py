@@ -20,6 +20,8 @@ ELSEWHERE = {
     "PYTHONPATH=. mmsora train tiny_conv_moving_digits.py": "test_add_a_denoiser.py runs it",
     "PYTHONPATH=. mmsora infer --checkpoint work_dirs/tiny_conv_moving_digits/iter_4000.pth "
     "--labels 3 7": "test_add_a_denoiser.py runs it",
+    "python tools/infer.py configs/latte_ucf.py --checkpoint ucf101.pt --labels 3": "needs the "
+    "public weights; test_load_denoiser.py samples a small file of their format",
     "bash tools/run_tests.sh": "it runs this test",
     "bash tools/run_tests.sh --slow": "it runs the slow tests",
 }
