@@ -92,13 +92,11 @@ def small(ucf, vae, iters, work_dir, changes=None):
 
 
 def test_it_trains_resumes_and_is_sampled(ucf, vae, tmp_path, tool):
-    RUNNERS.build(small(ucf, vae, 10, tmp_path / "run")).train()
-    again = small(ucf, vae, 20, tmp_path / "run")
-    again.experiment_name += "_again"
-    again.resume, again.load_from = True, str(tmp_path / "run/iter_10.pth")
-    runner = RUNNERS.build(again)
-    runner.train()
-    assert runner.iter == 20
+    for iters, resume in ((10, []), (20, ["--resume"])):
+        changes = options(ucf, vae, iters) | {"experiment_name": f"real_clips_{iters}"}
+        words = [f"{key}={value}" for key, value in changes.items()]
+        words = ["latte_ucf", "--work-dir", tmp_path / "run", *resume, "--cfg-options", *words]
+        tool("train").main([str(word) for word in words])
     weights = torch.load(tmp_path / "run/iter_20.pth", weights_only=True)["state_dict"]
     assert not any(key.startswith("vae.") for key in weights)
 
