@@ -1,5 +1,6 @@
 """The reader gives exactly the frames asked for, whatever the file, or one error."""
 
+import os
 import pickle
 from fractions import Fraction
 from pathlib import Path
@@ -103,6 +104,17 @@ def edit_list(path, first=7):
                 new.mux(packet)
 
 
+def av1(path):
+    """In a process of its own: its encoder was seen to abort, and would take the tests along."""
+    child = os.fork()
+    if child == 0:
+        options = {"preset": "13", "svtav1-params": "lp=1"}
+        encode(path, numbered(20), codec="libsvtav1", **options)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        pytest.skip("the AV1 encoder failed on this machine")
+
+
 HEVC = "keyint=12:bframes=3:open-gop=1:log-level=none"
 FILES = {
     "constant rate": ("clip.mp4", h264(bf="0")),
@@ -132,7 +144,7 @@ FILES = {
         "clip.mp4",
         lambda path: encode(path, numbered(40), codec="libx265", **{"x265-params": HEVC}),
     ),
-    "av1": ("clip.mp4", lambda path: encode(path, numbered(20), codec="libsvtav1", preset="13")),
+    "av1": ("clip.mp4", av1),
     "gif": ("clip.gif", lambda path: write_video(path, numbered(60), 10)),
     "animated png": ("clip.png", lambda path: write_video(path, numbered(20), 10)),
     "three frames": ("clip.mp4", lambda path: encode(path, numbered(3), crf="10")),
