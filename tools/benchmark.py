@@ -1,20 +1,18 @@
 """Measure what MMSora costs.
 
-python tools/benchmark.py runner
+    python tools/benchmark.py runner
+    python tools/benchmark.py network
+    python tools/benchmark.py network --device cuda --models DiT-XL/2 Latte-XL/2 --depth 0 \\
+        --what inference train-bf16 memory step --peak-tflops 989
 """
 
 import argparse
-import statistics
-import tempfile
-import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import os
+import sys
 
-if TYPE_CHECKING:
-    from mmengine.config import Config
-    from mmengine.runner import Runner
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler is silent
 
-CONFIG = "configs/quickstart/latte_moving_digits.py"
+WHAT = ["inference", "train-fp32", "train-bf16", "memory", "optimizer", "ema"]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -24,114 +22,38 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     runner = commands.add_parser("runner", help="CPU time of the Runner over a bare loop")
     runner.add_argument("--iters", type=int, default=200, help="iterations in a round")
     runner.add_argument("--rounds", type=int, default=5, help="rounds, the two in turn")
+    network = commands.add_parser("network", help="our denoisers beside a textbook's")
+    add_network(network)
     return parser.parse_args(argv)
 
 
-def tiny_config(iters: int, work_dir: str) -> "Config":
-    """The quickstart's config with a network that costs next to nothing."""
-    from mmsora.utils.config_check import apply_overrides
-    from mmsora.utils.config_names import load_config
-
-    cfg = load_config(CONFIG)
-    small = {"width": 16, "depth": 2, "heads": 2, "size": (2, 8, 8)}
-    data = {"num_frames": 2, "frame_size": 8}
-    overrides = {f"model.denoiser.{key}": value for key, value in small.items()}
-    overrides |= {f"train_dataloader.dataset.{key}": value for key, value in data.items()}
-    overrides["train_dataloader.batch_size"] = 2
-    overrides["train_cfg.max_iters"] = iters
-    overrides["default_hooks.checkpoint.interval"] = 10 * iters
-    apply_overrides(cfg, overrides)
-    cfg.work_dir, cfg.log_level = work_dir, "ERROR"
-    cfg.custom_hooks = [hook for hook in cfg.custom_hooks if "decay" in hook]  # EMA stays
-    return cfg
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """Options of ``network``."""
+    add = parser.add_argument
+    add("--models", nargs="+", default=["DiT-S/2", "Latte-S/2"], help="as in the papers")
+    add("--what", nargs="+", default=WHAT, choices=[*WHAT, "step"], help="step: a training step")
+    add("--depth", type=int, default=4, help="blocks; 0 is the whole model")
+    add("--batch", type=int, default=0, help="samples; 0 goes by model and device")
+    add("--frames", type=int, default=16, help="of a video")
+    add("--side", type=int, default=32, help="height and width of the latents")
+    add("--rounds", type=int, default=15, help="rounds, the networks in turn")
+    add("--device", default="cpu", choices=["cpu", "cuda"])
+    add("--peak-tflops", type=float, help="of the GPU as its vendor gives it, for MFU")
+    add("--out", help="JSON file to write")
 
 
-def bare_loop(runner: "Runner", iters: int) -> Callable[[], None]:
-    """The same training without a Runner: data, loss, backward, clip, step."""
-    import torch
-
-    from mmsora.utils.draws import Draws
-
-    model = runner.model
-    optimizer = torch.optim.AdamW(model.denoiser.parameters(), lr=1e-3, fused=True)
-    parameters = list(model.denoiser.parameters())
-
-    dataloader = runner.build_dataloader(runner.cfg.train_dataloader)
-
-    def loop() -> None:
-        batches = iter(dataloader)
-        for step in range(iters):
-            data = model.data_preprocessor(next(batches))
-            samples = data["data_samples"]
-            draws = Draws(0, [sample.index for sample in samples], step)
-            loss = model.loss(data["inputs"], samples, draws)["loss_diffusion"].mean()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-
-    return loop
-
-
-def cpu_ms(function: Callable[[], object], iters: int) -> float:
-    """CPU milliseconds an iteration."""
-    start = time.process_time()
-    function()
-    return (time.process_time() - start) * 1e3 / iters
-
-
-def benchmark_runner(iters: int, rounds: int) -> None:
-    """Print what an iteration costs in the Runner and in a bare loop, interleaved.
-
-    Default hooks, a log line every 10 iterations, EMA on; checkpoints and samples off. What
-    happens once, as building and the last checkpoint, is not counted.
-
-    Args:
-        iters: Iterations in a round.
-        rounds: Rounds.
-    """
-    import torch
-    from mmengine.hooks import Hook
-
-    from mmsora.registry import RUNNERS
-
-    torch.set_num_threads(1)
-    spent: list[float] = []
-
-    class Stopwatch(Hook):
-        """CPU time from the first iteration's start to the last one's end."""
-
-        priority = "LOWEST"
-
-        def before_train_epoch(self, runner: "Runner") -> None:
-            self.start = time.process_time()
-
-        def after_train_iter(self, runner: "Runner", *args: object, **kwargs: object) -> None:
-            if runner.iter + 1 == iters - 1:  # the last one also saves
-                spent.append((time.process_time() - self.start) * 1e3 / (iters - 1))
-
-    bare: list[float] = []
-    for number in range(rounds + 1):
-        with tempfile.TemporaryDirectory() as work_dir:
-            cfg = tiny_config(iters, work_dir)
-            cfg.experiment_name = f"benchmark_{number}"
-            runner = RUNNERS.build(cfg)
-            runner.register_hook(Stopwatch())
-            bare.append(cpu_ms(bare_loop(runner, iters), iters))
-            runner.train()
-    bare, spent = bare[1:], spent[1:]  # the first round warms up
-    over = [ours - theirs for ours, theirs in zip(spent, bare, strict=True)]
-    print(f"CPU ms an iteration, median (min to max) of {rounds} rounds of {iters}")
-    for name, values in (("bare loop", bare), ("Runner", spent), ("Runner over bare", over)):
-        middle = statistics.median(values)
-        print(f"  {name:18} {middle:6.2f}  ({min(values):.2f} to {max(values):.2f})")
-
-
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     """Run the benchmark asked for."""
     args = parse_args(argv)
+    if args.command == "network":
+        from benchmarks.network import benchmark_network
+
+        return benchmark_network(args)
+    from benchmarks.runner import benchmark_runner
+
     benchmark_runner(args.iters, args.rounds)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -108,9 +108,13 @@ def av1(path):
     """In a process of its own: its encoder was seen to abort, and would take the tests along."""
     child = os.fork()
     if child == 0:
-        options = {"preset": "13", "svtav1-params": "lp=1"}
-        encode(path, numbered(20), codec="libsvtav1", **options)
-        os._exit(0)
+        status = 1
+        try:
+            options = {"preset": "13", "svtav1-params": "lp=1"}
+            encode(path, numbered(20), codec="libsvtav1", **options)
+            status = 0
+        finally:
+            os._exit(status)
     if os.waitpid(child, 0)[1]:
         pytest.skip("the AV1 encoder failed on this machine")
 

@@ -8,7 +8,8 @@ from mmsora.models.layers.linear import linear
 
 __all__ = ["Attention", "attend"]
 
-# On CPUs the fused kernel loses to plain matrix products for short sequences and for bfloat16.
+# On CPUs the fused kernel loses to plain matrix products in bfloat16, and where the gradients of
+# short sequences are wanted.
 CPU_FUSED_LENGTH = 64
 
 
@@ -23,8 +24,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Returns:
         Shaped like ``q``.
     """
-    on_cpu = q.device.type == "cpu"
-    if on_cpu and (q.dtype != torch.float32 or q.shape[-2] < CPU_FUSED_LENGTH):
+    short = q.requires_grad and q.shape[-2] < CPU_FUSED_LENGTH
+    if q.device.type == "cpu" and (q.dtype != torch.float32 or short):
         return _plain(q, k, v)
     # The fused kernels take four dimensions; given more, PyTorch falls back to plain ones.
     q4, k4, v4 = (x.flatten(0, -4) for x in (q, k, v))

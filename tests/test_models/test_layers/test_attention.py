@@ -64,17 +64,32 @@ def test_bfloat16_is_as_good_as_its_digits(tokens):
     assert (fused - exact).abs().max() < 0.02
 
 
-@pytest.mark.parametrize(("tokens", "calls"), [(63, 0), (64, 1)])
-def test_short_sequences_are_plain_on_the_cpu(tokens, calls, monkeypatch):
+@pytest.mark.parametrize(
+    ("tokens", "grad", "calls"), [(63, True, 0), (64, True, 1), (2, False, 1)]
+)
+def test_which_sequences_are_plain_on_the_cpu(tokens, grad, calls, monkeypatch):
     seen = []
     monkeypatch.setattr(
         torch.nn.functional,
         "scaled_dot_product_attention",
         lambda q, k, v: seen.append(q.shape) or q,
     )
-    attend(*qkv(tokens))
+    attend(*(x.requires_grad_(grad) for x in qkv(tokens)))
     attend(*qkv(tokens, torch.bfloat16))
     assert len(seen) == calls
+
+
+def test_the_fused_kernel_gets_four_dimensions(monkeypatch):
+    seen = []  # with five it falls back to plain matrix products
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda q, k, v: seen.append(q.ndim) or q,
+    )
+    for axis in 1, 2:
+        with torch.no_grad():
+            module()[0](torch.randn(SHAPE), axis)
+    assert seen == [4, 4]
 
 
 def module():
