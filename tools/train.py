@@ -5,6 +5,8 @@ python tools/train.py latte_moving_digits --amp bf16 --cfg-options train_cfg.max
 """
 
 import argparse
+import atexit
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,6 +150,20 @@ def dry_run(cfg: "Config") -> None:
     print(f"work dir    {cfg.work_dir}")
 
 
+def leave() -> None:
+    """End one of several processes, when all are done.
+
+    Not by the interpreter's own end: there the threads of gloo abort the process now and then.
+    """
+    from torch import distributed
+
+    distributed.barrier()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Train."""
     args = parse_args(argv)
@@ -156,12 +172,15 @@ def main(argv: list[str] | None = None) -> None:
         if args.dry_run:
             dry_run(cfg)
             return
+        from torch import distributed
+
         from mmsora.registry import RUNNERS
         from mmsora.utils.config_check import user_errors
 
         with user_errors():
-            runner = RUNNERS.build(cfg)
-            runner.train()
+            RUNNERS.build(cfg).train()
+        if distributed.is_initialized():
+            leave()
 
 
 if __name__ == "__main__":

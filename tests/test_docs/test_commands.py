@@ -56,7 +56,8 @@ def cut(words, work_dir, checkpoint):
         words = [str(checkpoint) if word.endswith(".pth") else word for word in words]
         return [*words, "--steps", "2", "--out", str(work_dir / "samples")]
     if name == "tools/quickstart.sh":
-        return [*words, "--work-dir", str(work_dir / "quick"), "--max-iters", "2"]
+        few = ["--max-iters", "2", "--num-clips", "10", "--cfg-options", *SMALL[1:]]
+        return [*words, "--work-dir", str(work_dir / "quick"), *few]
     if name == "mmsora copy-cfg":
         return [*words[:3], str(work_dir / words[3]), *words[4:]]
     return words

@@ -1,6 +1,7 @@
 """Our denoisers beside a plain textbook implementation: time, memory, outputs."""
 
 from collections.abc import Callable, Iterator, Mapping
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cases import Case, Side, Sizes, build_case
 from benchmarks.table import Row, bar_of, format_row, verdict, write
-from benchmarks.timing import Ratio, interleaved, median_interval, peak_bytes, speed
+from benchmarks.timing import Ratio, interleaved, peak_bytes, speed
 from mmsora.engine.hooks.ema_hook import DenoiserEMAHook
 
 __all__ = ["ROWS", "benchmark_network"]
@@ -20,41 +21,26 @@ TOLERANCE = 1e-5  # of the outputs of ours and the textbook's
 QUIET = (0.97, 1.03)  # the textbook beside itself, in a run that can be trusted
 
 
-def compare(
-    model: str, what: str, functions: Mapping[str, Callable[[], object]], rounds: int, device: str
-) -> list[Row]:
-    """Rows of ours against the textbook's, the textbook's against diffusers' and itself.
+Seconds = dict[str, list[float]]  # of one call in each round, by network
 
-    Args:
-        model: The network.
-        what: What is measured.
-        functions: ``ours``, ``textbook`` and perhaps ``diffusers``.
-        rounds: How often.
-        device: Where.
 
-    Returns:
-        The rows.
-    """
-    spent = interleaved({**functions, "again": functions["textbook"]}, rounds, device)
-    base = spent["textbook"]
-    ms = {name: f"{median_interval(times).median * 1e3:.2f} ms" for name, times in spent.items()}
+def in_turn(functions: Mapping[str, Callable[[], object]], options: Any) -> Seconds:
+    """Time ``ours``, ``textbook`` and perhaps ``diffusers``; and the textbook ``again``."""
+    functions = {**functions, "again": functions["textbook"]}
+    return interleaved(functions, options.rounds, options.device)
 
-    def row(pair: str, ratio: Ratio, bar: str, *names: str) -> Row:
-        return Row(model, what, pair, ratio, bar, " : ".join(ms[name] for name in names))
 
-    rows = [
-        row(
-            "ours / textbook",
-            speed(spent["ours"], base),
-            bar_of(what, model, device),
-            "ours",
-            "textbook",
-        )
-    ]
+def compare(case: Case, what: str, spent: Seconds, device: str) -> list[Row]:
+    """Rows of ours against the textbook's, the textbook's against diffusers' and itself."""
+
+    def row(pair: str, of: str, against: str, bar: str = "") -> Row:
+        note = " : ".join(f"{median(spent[name]) * 1e3:.2f} ms" for name in (of, against))
+        return Row(case.name, what, pair, speed(spent[of], spent[against]), bar, note)
+
+    rows = [row("ours / textbook", "ours", "textbook", bar_of(what, case.name, device))]
     if "diffusers" in spent:
-        ratio = speed(base, spent["diffusers"])
-        rows.append(row("textbook / diffusers", ratio, "median >= 0.95", "textbook", "diffusers"))
-    return [*rows, row("A/A", speed(spent["again"], base), "", "again", "textbook")]
+        rows.append(row("textbook / diffusers", "textbook", "diffusers", "median >= 0.95"))
+    return [*rows, row("A/A", "again", "textbook")]
 
 
 def inference(side: Side, device: str) -> Callable[[], object]:
@@ -85,7 +71,7 @@ def timed(make: Callable[[Side, str], Callable[[], object]]) -> Callable[..., li
     def rows(case: Case, what: str, options: Any) -> list[Row]:
         device = options.device
         functions = {name: make(side, device) for name, side in case.sides.items()}
-        return compare(case.name, what, functions, options.rounds, device)
+        return compare(case, what, in_turn(functions, options), device)
 
     return rows
 
@@ -119,7 +105,7 @@ def optimizer(case: Case, what: str, options: Any) -> list[Row]:
     fused = torch.optim.AdamW(with_gradients(sides["ours"].model), lr=0.0, fused=True)
     default = torch.optim.AdamW(with_gradients(sides["textbook"].model), lr=0.0)
     functions = {"ours": fused.step, "textbook": default.step}
-    return compare(case.name, what, functions, options.rounds, options.device)
+    return compare(case, what, in_turn(functions, options), options.device)
 
 
 def hook_update(model: nn.Module) -> Callable[[], None]:
@@ -150,7 +136,7 @@ def ema(case: Case, what: str, options: Any) -> list[Row]:
     """Rows of an update of the average: our hook against a loop."""
     ours, theirs = case.sides["ours"].model, case.sides["textbook"].model
     functions = {"ours": hook_update(ours), "textbook": loop_update(theirs)}
-    return compare(case.name, what, functions, options.rounds, options.device)
+    return compare(case, what, in_turn(functions, options), options.device)
 
 
 def step(case: Case, what: str, options: Any) -> list[Row]:
@@ -174,19 +160,20 @@ def step(case: Case, what: str, options: Any) -> list[Row]:
         peaks[name] = held + peak_bytes(run, device)
         functions[name] = run
     flops = 3 * forward_flops(case.sides["ours"]) / 1e12
-    rows = compare(case.name, what, functions, options.rounds, device)
+    spent = in_turn(functions, options)
     measured = measured_tflops(device)
-    time = [float(text.split()[0]) / 1e3 for text in rows[0].note.split(" : ")]
     unit = "images/s" if case.name.startswith("DiT") else "videos/s"
     notes = []
-    for name, spent in zip(functions, time, strict=True):
-        rate = flops / spent
-        note = f"{name} {case.batch / spent:.2f} {unit}, {peaks[name] / 2**30:.2f} GiB, MFU "
+    for name in functions:
+        seconds = median(spent[name])
+        rate = flops / seconds
+        note = f"{name} {case.batch / seconds:.2f} {unit}, {peaks[name] / 2**30:.2f} GiB, MFU "
         note += f"{rate / measured:.1%} of {measured:.2f} TFLOP/s measured"
         if options.peak_tflops:
             note += f", {rate / options.peak_tflops:.1%} of {options.peak_tflops:g} given"
         notes.append(note)
-    return [rows[0]._replace(note="; ".join(notes)), *rows[1:]]
+    first, *others = compare(case, what, spent, device)
+    return [first._replace(note="; ".join(notes)), *others]
 
 
 def forward_flops(side: Side) -> int:
@@ -236,6 +223,8 @@ def benchmark_network(options: Any) -> int:
     Returns:
         The exit status: 1 if the outputs differ.
     """
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("there is no CUDA device; --device cpu measures this machine")
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("highest")  # on both sides
     torch.backends.cudnn.allow_tf32 = False
@@ -255,7 +244,7 @@ def benchmark_network(options: Any) -> int:
     for row in noisy:
         print(
             f"WARNING: noisy run: {row.model} {row.what}: the textbook is {row.ratio.median:.3f} "
-            "times as fast as itself; trust none of these figures"
+            "times as fast as itself; the figures of this run are not to be trusted"
         )
     if options.out:
         write(rows, options, bool(noisy))

@@ -36,7 +36,7 @@ def seconds(function: Function, device: str) -> float:
 
 
 def interleaved(
-    functions: Mapping[str, Function], rounds: int, device: str, least: float = 0.02
+    functions: Mapping[str, Function], rounds: int, device: str, least: float = 0.05
 ) -> dict[str, list[float]]:
     """Time functions in turn, forwards and backwards, after a warm-up.
 
