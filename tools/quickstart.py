@@ -210,8 +210,8 @@ def main(argv: list[str] | None = None) -> None:
     result.update(
         iterations=cfg.train_cfg.max_iters,
         precision=cfg.optim_wrapper.precision,
-        training_seconds=round(trained, 1),
-        seconds=round(time.perf_counter() - start, 1),
+        training_seconds=round(trained, 3),
+        seconds=round(time.perf_counter() - start, 3),
         cpu_seconds=round(usage.ru_utime + usage.ru_stime, 1),
         cpu_count=os.cpu_count(),
         peak_memory_mib=round(peak_memory()),
