@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from mmengine.device import get_device
 from mmengine.dist import is_distributed, master_only
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import distributed, nn
 
-from mmsora.engine.hooks.ema_hook import denoiser_of
+from mmsora.engine.hooks.ema_hook import denoiser_of, model_of
 from mmsora.registry import RUNNERS
 from mmsora.utils.checkpoint import (
     load_checkpoint,
@@ -80,7 +79,7 @@ class SoraRunner(Runner):
     @property
     def bare_model(self) -> nn.Module:
         """The model without its wrapper."""
-        return self.model.module if is_model_wrapper(self.model) else self.model
+        return model_of(self)
 
     @property
     def resolved_config(self) -> dict[str, Any]:

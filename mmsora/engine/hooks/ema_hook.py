@@ -105,5 +105,9 @@ def _stepped(runner: Runner) -> bool:
 
 def denoiser_of(runner: Runner) -> nn.Module:
     """The denoiser of a runner's model, wrapped or not."""
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    return model.denoiser
+    return model_of(runner).denoiser
+
+
+def model_of(runner: Runner) -> Any:
+    """A runner's model without its wrapper."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -7,11 +7,10 @@ from typing import Any
 
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmsora.engine.hooks.ema_hook import DenoiserEMAHook
+from mmsora.engine.hooks.ema_hook import DenoiserEMAHook, model_of
 from mmsora.registry import HOOKS
 from mmsora.structures.video_sample import VideoSample
 from mmsora.utils.video_io import viewing_scale, write_image, write_video
@@ -57,7 +56,7 @@ class SampleHook(Hook):
         Raises:
             ValueError: A label is out of range, or given to an unconditional model.
         """
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = model_of(runner)
         classes = getattr(model.conditioner, "num_classes", 0)
         for label in self.labels or ():
             if not 0 <= label < classes:
@@ -92,7 +91,7 @@ class SampleHook(Hook):
         runner.logger.info(f"samples written to {path}.png and .mp4")
 
     def _sample(self, runner: Runner) -> Tensor:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = model_of(runner)
         samples = [VideoSample(index=i) for i in range(self.num_samples)]
         for sample, label in zip(samples, self.labels or (), strict=False):
             sample.label = label
