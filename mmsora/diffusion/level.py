@@ -19,12 +19,14 @@ class Estimate(NamedTuple):
     """What a network believes the data and the noise to be, each shaped like ``x``.
 
     A network that learns its variance also says where the logarithm of a step's variance lies
-    between the posterior's (0) and the forward process's (1).
+    between the posterior's (0) and the forward process's (1). Guidance by a classifier, which has
+    moved data and noise already, adds the gradient of the log-probability by which it did.
     """
 
     x0: Tensor
     noise: Tensor
     log_var_mix: Tensor | None = None
+    gradient: Tensor | None = None
 
 
 class RandomNumbers(Protocol):

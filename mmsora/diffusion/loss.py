@@ -10,6 +10,7 @@ from mmsora.diffusion.level import Level
 from mmsora.diffusion.path import Path
 from mmsora.diffusion.prediction import LearnedRange, Prediction
 from mmsora.diffusion.variational import bound_of_step
+from mmsora.diffusion.weighting import Weighting
 from mmsora.registry import LOSSES
 
 __all__ = ["Hybrid", "Loss", "MSE", "Noised"]
@@ -46,13 +47,29 @@ class Loss(ABC):
 
 @LOSSES.register_module()
 class MSE(Loss):
-    """Mean squared error of the prediction's own target."""
+    """Mean squared error of the prediction's own target.
+
+    Args:
+        weighting: Of the errors at each level: a weighting or its config; None weighs all alike.
+    """
+
+    def __init__(self, weighting: Weighting | dict | None = None) -> None:
+        self.weighting: Weighting | None = (
+            LOSSES.build(weighting) if isinstance(weighting, dict) else weighting
+        )
 
     def __call__(
         self, path: Path, prediction: Prediction, batch: Noised, output: Tensor
     ) -> Tensor:
+        errors = self._squares(path, prediction, batch, output)
+        if self.weighting is None:
+            return errors
+        return self.weighting(path, prediction, batch.level.t, errors)
+
+    @staticmethod
+    def _squares(path: Path, prediction: Prediction, batch: Noised, output: Tensor) -> Tensor:
         target = prediction.target(path, batch.x0, batch.noise, batch.level)
-        told, output = output, prediction.of_target(output)
+        told, output = output, prediction.of_target(output, batch.level)
         if output.shape != target.shape:
             channels = target.shape[1] * told.shape[1] // max(output.shape[1], 1)
             raise ValueError(
@@ -72,9 +89,11 @@ class Hybrid(MSE):
 
     Args:
         vlb_weight: Of the bound; 1 is what DiT and Latte use.
+        weighting: Of the squared errors at each level.
     """
 
-    def __init__(self, vlb_weight: float = 1.0) -> None:
+    def __init__(self, vlb_weight: float = 1.0, weighting: Weighting | dict | None = None) -> None:
+        super().__init__(weighting)
         self.vlb_weight = vlb_weight
 
     def __call__(

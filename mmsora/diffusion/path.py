@@ -1,6 +1,7 @@
 """Paths from data to noise: ``x_t = alpha(t) x0 + sigma(t) noise``."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -42,6 +43,35 @@ class Path(ABC):
     def time_at(self, fraction: Tensor) -> Tensor:
         """The time at a fraction in [0, 1) of the way from data to noise, shaped like it."""
         return self.t_clean + fraction * (self.t_noise - self.t_clean)
+
+    def time_of(self, ratio: Tensor) -> Tensor:
+        """The time at which ``sigma / alpha`` is what is given; the nearest end beyond the path.
+
+        Args:
+            ratio: ``sigma / alpha``, float64 of any shape; may be infinite.
+
+        Returns:
+            Times, shaped like ``ratio``.
+        """
+        low = torch.full_like(ratio, self.t_clean)
+        high = torch.full_like(ratio, self.t_noise)
+        for _ in range(64):
+            middle = (low + high) / 2
+            alpha, sigma = self.coefficients(middle)
+            cleaner = sigma < ratio * alpha
+            low, high = torch.where(cleaner, middle, low), torch.where(cleaner, high, middle)
+        return high
+
+    def for_size(self, size: Sequence[int]) -> "Path":
+        """The path for latents of this size: itself, unless it goes by the resolution.
+
+        Args:
+            size: Frames, height and width of the latents.
+
+        Returns:
+            The path.
+        """
+        return self
 
     def at(self, t: Tensor, like: Tensor) -> Level:
         """The level at time ``t``, broadcastable against ``like``.

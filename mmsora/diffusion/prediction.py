@@ -33,9 +33,24 @@ class Prediction(ABC):
         """What the network sees at ``level``: ``x`` itself unless a prediction says otherwise."""
         return x
 
-    def of_target(self, output: Tensor) -> Tensor:
-        """The part of the output that is to equal the target: all of it, unless more is said."""
+    def of_target(self, output: Tensor, level: Level) -> Tensor:
+        """What is to equal the target: the output, unless more or something else is said."""
         return output
+
+    def sensitivity(self, path: Path, t: Tensor) -> Tensor:
+        """``|d target / d x0|`` at a fixed noisy ``x``, by which errors of the target and of the
+        data differ.
+
+        Args:
+            path: The path.
+            t: Times, (B,).
+
+        Returns:
+            float64 of shape (B,).
+        """
+        alpha, sigma = path.coefficients(t.double())
+        # The target is linear in data and noise, and at a fixed x they trade at -alpha / sigma.
+        return self.target(path, sigma, -alpha, Level(t, alpha, sigma)).abs() / sigma
 
     @abstractmethod
     def target(self, path: Path, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
@@ -134,8 +149,11 @@ class LearnedRange(Prediction):
     def scale_input(self, x: Tensor, level: Level) -> Tensor:
         return self.mean.scale_input(x, level)
 
-    def of_target(self, output: Tensor) -> Tensor:
-        return self.split(output)[0]
+    def of_target(self, output: Tensor, level: Level) -> Tensor:
+        return self.mean.of_target(self.split(output)[0], level)
+
+    def sensitivity(self, path: Path, t: Tensor) -> Tensor:
+        return self.mean.sensitivity(path, t)
 
     @staticmethod
     def split(output: Tensor) -> tuple[Tensor, Tensor]:

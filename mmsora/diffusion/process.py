@@ -1,25 +1,33 @@
 """A diffusion process: the parts, the training loss and sampling."""
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from mmengine.registry import Registry
 from torch import Tensor
 
-from mmsora.diffusion.guidance import Guidance
+from mmsora.diffusion.guidance import Guidance, Opinions
 from mmsora.diffusion.level import Estimate, Level, RandomNumbers
 from mmsora.diffusion.loss import Loss, Noised
 from mmsora.diffusion.path import Path
 from mmsora.diffusion.prediction import Prediction
-from mmsora.diffusion.solver import Solver
+from mmsora.diffusion.solver import Denoise, Solver
 from mmsora.diffusion.times import Grid, Times
+from mmsora.diffusion.train_noise import TrainNoise
 from mmsora.registry import LOSSES, SCHEDULERS
 
 __all__ = ["Condition", "Diffusion", "Network"]
 
 Network = Callable[..., Tensor]
 Condition = Mapping[str, Tensor]
+Both = Callable[[Tensor, Level], tuple[Tensor, Tensor]]
+
+
+def _prefers_one_batch(device: torch.device) -> bool:
+    """Whether two samples in one batch are faster than one after the other: not on a CPU."""
+    return device.type not in ("cpu", "meta")
 
 
 def _build(registry: Registry, part: Any) -> Any:
@@ -40,6 +48,7 @@ class Diffusion:
         grid: Where the solver stops.
         guidance: How a condition is strengthened while sampling.
         loss: What a wrong output costs.
+        train_noise: What data are mixed with in training; None is plain noise.
     """
 
     def __init__(
@@ -51,6 +60,7 @@ class Diffusion:
         grid: Grid | dict,
         guidance: Guidance | dict,
         loss: Loss | dict,
+        train_noise: TrainNoise | dict | None = None,
     ) -> None:
         with torch.device("cpu"):  # tables stay there, wherever networks are built
             self.path: Path = _build(SCHEDULERS, path)
@@ -60,7 +70,24 @@ class Diffusion:
             self.grid: Grid = _build(SCHEDULERS, grid)
             self.guidance: Guidance = _build(SCHEDULERS, guidance)
             self.loss_function: Loss = _build(LOSSES, loss)
+            self.train_noise: TrainNoise = _build(SCHEDULERS, train_noise or TrainNoise())
             self.prediction.check(self.path)
+
+    def for_size(self, size: Sequence[int]) -> "Diffusion":
+        """The process for latents of this size, where its path goes by the resolution.
+
+        Args:
+            size: Frames, height and width of the latents.
+
+        Returns:
+            A process that shares all other parts with this one; itself where nothing changes.
+        """
+        path = self.path.for_size(size)
+        if path is self.path:
+            return self
+        process = copy.copy(self)
+        process.path = path
+        return process
 
     def noised(self, x0: Tensor, t: Tensor, draws: RandomNumbers) -> Noised:
         """Put clean data on the path.
@@ -73,9 +100,9 @@ class Diffusion:
         Returns:
             The noised batch.
         """
-        noise = draws.normal("noise", x0)
+        noise, seen = self.train_noise(x0, draws)
         level = self.path.at(t, x0)
-        return Noised(x0, noise, level.alpha * x0 + level.sigma * noise, level)
+        return Noised(x0, noise, level.alpha * x0 + level.sigma * seen, level)
 
     def output(self, network: Network, x: Tensor, level: Level, cond: Condition) -> Tensor:
         """Call the network as its prediction and path want it called.
@@ -106,9 +133,70 @@ class Diffusion:
         Returns:
             The loss of each sample, (B,).
         """
-        batch = self.noised(x0, self.train_times(self.path, draws), draws)
-        output = self.output(network, batch.x, batch.level, cond)
-        return self.loss_function(self.path, self.prediction, batch, output)
+        process = self.for_size(x0.shape[2:])
+        batch = process.noised(x0, self.train_times(process.path, draws), draws)
+        output = process.output(network, batch.x, batch.level, cond)
+        return self.loss_function(process.path, self.prediction, batch, output)
+
+    def denoiser(
+        self,
+        network: Network,
+        cond: Condition,
+        null: Condition | None = None,
+        weak: Network | None = None,
+    ) -> Denoise:
+        """The guided estimator of data and noise that solvers go by.
+
+        Args:
+            network: ``network(x, clock, **cond)``.
+            cond: Keyword arguments of the network.
+            null: The same with the condition taken away, for guidance; None where there is
+                nothing to take away.
+            weak: A weaker network for guidance that asks for one.
+
+        Returns:
+            ``denoise(x, level)``.
+
+        Raises:
+            ValueError: Guidance needs a weaker network, and there is none.
+        """
+
+        if self.guidance.second == "weak":
+            if weak is None:
+                raise ValueError(
+                    f"{type(self.guidance).__name__} needs a weaker network; give the model one "
+                    "(weak=dict(...)) or use ClassifierFree"
+                )
+            both = self._two_calls(network, cond, weak, cond)
+        elif null is not None:
+            both = self._two_conditions(network, cond, null)
+        else:
+            both = None
+        return self.guidance(Opinions(self._told(network, cond), both, self._read))
+
+    def _told(self, network: Network, cond: Condition) -> Callable[[Tensor, Level], Tensor]:
+        return lambda x, level: self.output(network, x, level, cond).to(x)
+
+    def _two_calls(
+        self, network: Network, cond: Condition, other: Network, other_cond: Condition
+    ) -> Both:
+        first, second = self._told(network, cond), self._told(other, other_cond)
+        return lambda x, level: (first(x, level), second(x, level))
+
+    def _two_conditions(self, network: Network, cond: Condition, null: Condition) -> Both:
+        two_calls = self._two_calls(network, cond, network, null)
+
+        def both(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+            if not _prefers_one_batch(x.device):
+                return two_calls(x, level)
+            joint = {key: torch.cat([value, null[key]]) for key, value in cond.items()}
+            first, second = self._told(network, joint)(torch.cat([x, x]), level).chunk(2)
+            return first, second
+
+        return both
+
+    def _read(self, x: Tensor, output: Tensor, level: Level) -> Estimate:
+        return self.prediction.estimate(self.path, x, output, level)
 
     @torch.no_grad()
     def sample(
@@ -118,6 +206,7 @@ class Diffusion:
         cond: Condition,
         null: Condition | None,
         draws: RandomNumbers,
+        weak: Network | None = None,
     ) -> Tensor:
         """Make data of noise.
 
@@ -128,20 +217,12 @@ class Diffusion:
             null: The same with the condition taken away, for guidance; None where there is
                 nothing to take away.
             draws: Where the solver's own noise comes from.
+            weak: A weaker network for guidance that asks for one.
 
         Returns:
             Samples, shaped like ``noise``.
         """
-
-        def estimator(condition: Condition) -> Callable[[Tensor, Level], Estimate]:
-            def denoise(x: Tensor, level: Level) -> Estimate:
-                output = self.output(network, x, level, condition)
-                return self.prediction.estimate(self.path, x, output.to(x), level)
-
-            return denoise
-
-        denoise = estimator(cond)
-        if null is not None:
-            denoise = self.guidance(denoise, estimator(null))
-        x = noise * self.path.prior_std
-        return self.solver(denoise, x, self.path, self.grid(self.path), draws)
+        process = self.for_size(noise.shape[2:])
+        path = process.path
+        denoise = process.denoiser(network, cond, null, weak)
+        return self.solver(denoise, noise * path.prior_std, path, self.grid(path), draws)

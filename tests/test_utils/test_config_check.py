@@ -123,8 +123,8 @@ MISTAKES = {
         "model.diffusion.grid.zzz = 8: SpacedGrid takes no 'zzz'; there is num_steps, spacing",
     ),
     "no arguments at all": (
-        "model['diffusion']['loss']['scale'] = 2",
-        "model.diffusion.loss.scale = 2: MSE takes no 'scale'",
+        "model['diffusion']['prediction'] = dict(type='VPrediction', scale=2)",
+        "model.diffusion.prediction.scale = 2: VPrediction takes no 'scale'",
     ),
     "missing argument": (
         "del model['denoiser']['width']",
