@@ -8,13 +8,14 @@ import torch
 from mmengine.registry import Registry
 from torch import Tensor
 
+from mmsora.diffusion.grid import Grid
 from mmsora.diffusion.guidance import Guidance, Opinions
 from mmsora.diffusion.level import Estimate, Level, RandomNumbers
 from mmsora.diffusion.loss import Loss, Noised
 from mmsora.diffusion.path import Path
 from mmsora.diffusion.prediction import Prediction
 from mmsora.diffusion.solver import Denoise, Solver
-from mmsora.diffusion.times import Grid, Times
+from mmsora.diffusion.times import Times
 from mmsora.diffusion.train_noise import TrainNoise
 from mmsora.registry import LOSSES, SCHEDULERS
 
