@@ -31,6 +31,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--labels", nargs="+", help="a video for each of these classes, by number or name"
     )
     what.add_argument("--num-samples", type=int, help="how many; classes are gone through in turn")
+    parser.add_argument("--sampler", help="one that the config offers under samplers, e.g. paper")
     parser.add_argument("--steps", type=int, help="of the solver; default as the config says")
     parser.add_argument("--guidance", type=float, help="scale of guidance; 1 is none")
     parser.add_argument("--solver", help="its name, e.g. Euler, Heun, Ancestral")
@@ -76,13 +77,15 @@ def prepare(args: argparse.Namespace) -> "Config":
     """
     from mmsora.apis.build import config_of
     from mmsora.utils.checkpoint import load_checkpoint
-    from mmsora.utils.config_check import apply_overrides
+    from mmsora.utils.config_check import apply_choice, apply_overrides
     from mmsora.utils.config_names import load_config
 
     if args.config is None:
         cfg = config_of(load_checkpoint(args.checkpoint), args.checkpoint)
     else:
         cfg = load_config(args.config)
+    if args.sampler is not None:
+        apply_choice(cfg, "samplers", args.sampler)
     overrides: dict[str, Any] = dict(args.cfg_options)
     if args.steps is not None:
         overrides["model.diffusion.grid.num_steps"] = args.steps

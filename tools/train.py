@@ -88,17 +88,13 @@ def prepare(args: argparse.Namespace) -> "Config":
         The config, checked.
     """
     from mmsora.utils.checkpoint import latest_checkpoint
-    from mmsora.utils.config_check import apply_overrides, check_config
+    from mmsora.utils.config_check import apply_choice, apply_overrides, check_config
     from mmsora.utils.config_names import load_config
 
     cfg = load_config(args.config)
     check_config(cfg)
     if args.layout is not None:
-        layouts = cfg.get("layouts", {})
-        if args.layout not in layouts:
-            offered = f"it offers {', '.join(layouts)}" if layouts else "it offers none"
-            raise UserError(f"{args.config} has no layout {args.layout!r}; {offered}")
-        apply_overrides(cfg, layouts[args.layout])
+        apply_choice(cfg, "layouts", args.layout)
     overrides: dict[str, Any] = dict(args.cfg_options)
     if args.amp is not None:
         overrides["optim_wrapper.precision"] = args.amp

@@ -227,3 +227,34 @@ class Diffusion:
         path = process.path
         denoise = process.denoiser(network, cond, null, weak)
         return self.solver(denoise, noise * path.prior_std, path, self.grid(path), draws)
+
+    @torch.no_grad()
+    def invert(
+        self,
+        network: Network,
+        x0: Tensor,
+        cond: Condition,
+        null: Condition | None,
+        draws: RandomNumbers,
+    ) -> Tensor:
+        """The noise of which sampling would make these data (DDIM, arXiv:2010.02502, section 4.3).
+
+        The solver goes the grid in the other direction, from its last stop before clean data. A
+        solver that adds noise cannot be inverted.
+
+        Args:
+            network: ``network(x, clock, **cond)``.
+            x0: Clean data, (B, C, T, H, W).
+            cond: Keyword arguments of the network.
+            null: The same with the condition taken away, for guidance, or None.
+            draws: For solvers that ask for it.
+
+        Returns:
+            Noise as :meth:`sample` takes it, shaped like ``x0``.
+        """
+        process = self.for_size(x0.shape[2:])
+        path = process.path
+        times = self.grid(path)
+        upwards = (times[:-1] if times[-1] == path.t_clean else times).flip(0)
+        denoise = process.denoiser(network, cond, null)
+        return self.solver(denoise, x0, path, upwards, draws) / path.prior_std

@@ -37,6 +37,7 @@ from mmsora.utils.config_calls import (
 from mmsora.utils.user_error import UserError
 
 __all__ = [
+    "apply_choice",
     "apply_overrides",
     "check_config",
     "config_dict",
@@ -99,6 +100,24 @@ def apply_overrides(cfg: Config, options: Mapping[str, Any]) -> None:
     for keys, _ in flat:
         if keys[-1] == "type":
             _check_siblings(cfg._cfg_dict, keys[:-1])
+
+
+def apply_choice(cfg: Config, offers: str, name: str) -> None:
+    """Sets what a config offers under a name, as ``layouts`` and ``samplers`` do.
+
+    Args:
+        cfg: Changed in place.
+        offers: The top-level key of the offers: values by dotted keys, by name.
+        name: The one to take.
+
+    Raises:
+        UserError: The config does not offer it.
+    """
+    offered = cfg.get(offers, {})
+    if name not in offered:
+        known = f"it offers {', '.join(offered)}" if offered else "it offers none"
+        raise UserError(f"the config has no {offers.removesuffix('s')} {name!r}; {known}")
+    apply_overrides(cfg, offered[name])
 
 
 def config_dict(cfg: Config) -> dict[str, Any]:

@@ -352,3 +352,59 @@ def test_expand_leaves_scalars_alone():
 def test_expand_refuses_what_only_happens_to_broadcast(shape):
     with pytest.raises(ValueError, match=r"\(\) or \(3,\)"):
         expand(torch.ones(shape), data())
+
+
+def ideal(path, prediction, mean=0.3, std=0.7):
+    """The best network for normal data."""
+
+    def network(x, clock):
+        t = clock.double() / getattr(path, "clock_scale", 1)
+        alpha, sigma = (expand(value, x) for value in path.coefficients(t))
+        share = alpha * std**2 / (alpha**2 * std**2 + sigma**2)
+        x0 = mean + share * (x - alpha * mean)
+        noise = (x - alpha * x0) / sigma
+        return prediction.target(path, x0, noise, D.Level(t, alpha, sigma))
+
+    return network
+
+
+@pytest.mark.parametrize("kind", ["linear", "table"])
+def test_inversion_finds_the_noise(kind):
+    path = PATHS[kind]
+    prediction = D.VelocityPrediction() if kind == "linear" else D.NoisePrediction()
+    noise, errors = data().double(), []
+    for steps in (50, 200):
+        parts = D.UniformTimes(), D.Euler(), D.SpacedGrid(steps), D.ClassifierFree(1.0), D.MSE()
+        diffusion, draws = D.Diffusion(path, prediction, *parts), Draws(0, range(3))
+        network = ideal(path, prediction)
+        made = diffusion.sample(network, noise, {}, None, draws)
+        found = diffusion.invert(network, made, {}, None, draws)
+        errors.append((found - noise).abs().max().item())
+    assert errors[1] < errors[0] / 3
+    assert errors[1] < 0.1
+
+
+def test_a_path_may_go_by_the_size():
+    class Sized(D.LinearPath):
+        def for_size(self, size):
+            return D.LinearPath(span=(0.0, size[0] / 10))
+
+    diffusion = process(Sized(), D.VelocityPrediction())
+    seen = []
+
+    def spy(x, clock):
+        seen.append(clock[0].item())
+        return x
+
+    noise = data()  # four frames
+    diffusion.sample(spy, noise, {}, None, Draws(0, range(3)))
+    assert seen[0] == pytest.approx(400)
+    seen.clear()
+    diffusion.invert(spy, noise, {}, None, Draws(0, range(3)))
+    assert seen[-1] < 400
+    t = diffusion.for_size((2, 4, 4)).path.t_noise
+    assert t == 0.2
+    seen.clear()
+    diffusion.train_times = lambda path, draws: path.time_at(torch.full((3,), 0.5).double())
+    diffusion.loss(spy, noise, {}, Draws(0, range(3)))
+    assert seen[0] == pytest.approx(200)

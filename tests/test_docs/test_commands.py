@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs/en").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs/en").rglob("*.md"))]
 
 # Not run here, and why.
 ELSEWHERE = {

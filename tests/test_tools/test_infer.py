@@ -137,6 +137,7 @@ def test_a_config_may_be_named(run, infer, fails, checkpoint, tiny_config, tmp_p
         (["--labels", 3, 10], "label 10 is out of range: the model knows 10 classes, 0 to 9"),
         (["--labels", -1], "label -1 is out of range"),
         (["--solver", "Eulre"], "did you mean 'Euler'?"),
+        (["--sampler", "paper"], "the config has no sampler 'paper'; it offers none"),
         (["--steps", 0], "num_steps must be at least 1, got 0"),
         (["--num-samples", 0], "num_samples must be at least 1, got 0"),
         (["--cfg-options", "model.diffusion.gird.num_steps=3"], "model.diffusion.grid.num_steps"),

@@ -10,6 +10,7 @@ from torch import nn
 
 from mmsora.registry import DENOISERS, MODELS
 from mmsora.utils.config_check import (
+    apply_choice,
     apply_overrides,
     check_config,
     config_dict,
@@ -489,3 +490,15 @@ def test_the_traceback_can_be_had(monkeypatch):
 def test_errors_of_other_code_pass_through():
     with pytest.raises(KeyError), user_errors():
         raise KeyError("label")
+
+
+def test_a_config_offers_choices_by_name():
+    cfg = load_config("latte_moving_digits")
+    cfg.samplers = {"paper": {"model.diffusion.grid.num_steps": 7}}
+    check_config(cfg)
+    with pytest.raises(UserError, match="the config has no sampler 'papers'; it offers paper"):
+        apply_choice(cfg, "samplers", "papers")
+    with pytest.raises(UserError, match="the config has no layout 'x'; it offers none"):
+        apply_choice(cfg, "layouts", "x")
+    apply_choice(cfg, "samplers", "paper")
+    assert cfg.model.diffusion.grid.num_steps == 7
