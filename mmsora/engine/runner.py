@@ -182,7 +182,8 @@ class SoraRunner(Runner):
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
         """Go on where a checkpoint stopped, and say what changed in the config since."""
         try:
-            then = json.loads(load_checkpoint(filename)["meta"]["cfg"])
+            content = load_checkpoint(filename)
+            then = content["state_dict"] and json.loads(content["meta"]["cfg"])
         except (KeyError, TypeError, json.JSONDecodeError):
             raise UserError(
                 f"checkpoint {filename} holds weights, not a run to resume; use load_from"

@@ -256,7 +256,7 @@ def test_a_checkpoint_of_another_architecture(run, capsys, tiny_run):
 # Being light
 
 
-@pytest.mark.parametrize("name", ["train", "infer"])
+@pytest.mark.parametrize("name", ["train", "infer", "likelihood", "posthoc_ema"])
 def test_help_costs_half_a_second_at_most(name):
     code = f"""
 import runpy, sys

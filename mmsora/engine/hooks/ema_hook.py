@@ -1,18 +1,25 @@
-"""An exponential moving average of the denoiser's weights."""
+"""Averages of the denoiser's weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mmsora.registry import HOOKS
+from mmsora.engine.ema import ConstantEMA, Profile, WarmupEMA
+from mmsora.engine.ema_snapshots import Snapshot, set_aside, snapshot_path, write_snapshot
+from mmsora.registry import HOOKS, TASK_UTILS
+from mmsora.utils.config_check import config_dict
+from mmsora.utils.user_error import UserError
 
 __all__ = ["DenoiserEMAHook"]
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 @HOOKS.register_module()
@@ -21,20 +28,50 @@ class DenoiserEMAHook(Hook):
 
     ``ema = decay ema + (1 - decay) weights`` after each optimizer step.
 
-    The average is saved as ``checkpoint["ema"]``, a state dict of the denoiser.
+    The average is saved as ``checkpoint["ema"]``, a state dict of the denoiser; it is the one
+    that is sampled. Those of further profiles are kept beside it, and at every
+    ``snapshot_interval`` steps written to ``ema_snapshots/`` in the run's directory, where
+    ``tools/posthoc_ema.py`` makes averages of other profiles from them.
 
     Args:
         decay: Of the average.
         warmup: Keep ``decay`` at most ``(1 + n) / (10 + n)`` after ``n`` steps, so that a short
             run is not held at its start. The published DiT, SiT and Latte do not.
+        profiles: Of further averages, or their configs, e.g. ``dict(type=PowerEMA,
+            sigma_rel=0.05)``; each takes the memory of the weights in float32.
+        snapshot_interval: Optimizer steps between snapshots of these; the end of training
+            is one too. None writes none.
+        snapshot_dtype: ``float32``, or ``float16`` for half the disk.
     """
 
     priority = "NORMAL"
 
-    def __init__(self, decay: float = 0.9999, warmup: bool = True) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {decay}")
-        self.decay, self.warmup = decay, warmup
+    def __init__(
+        self,
+        decay: float = 0.9999,
+        warmup: bool = True,
+        profiles: Sequence[Profile | dict] = (),
+        snapshot_interval: int | None = None,
+        snapshot_dtype: str = "float32",
+    ) -> None:
+        built = [TASK_UTILS.build(p) if isinstance(p, dict) else p for p in profiles]
+        self.profiles = [WarmupEMA(decay) if warmup else ConstantEMA(decay), *built]
+        names = [str(profile) for profile in self.profiles]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"profiles: {twice[0]} is kept twice; remove one")
+        if snapshot_interval is not None and snapshot_interval < 1:
+            raise ValueError(f"snapshot_interval must be at least 1, got {snapshot_interval}")
+        if snapshot_interval is not None and not profiles:
+            raise ValueError(
+                "snapshot_interval needs profiles, e.g. profiles=[dict(type='PowerEMA', "
+                "sigma_rel=0.05), dict(type='PowerEMA', sigma_rel=0.1)]"
+            )
+        if snapshot_dtype not in DTYPES:
+            raise ValueError(
+                f"snapshot_dtype must be one of {', '.join(DTYPES)}; got {snapshot_dtype!r}"
+            )
+        self.snapshot_interval, self.snapshot_dtype = snapshot_interval, snapshot_dtype
         self.steps = 0
         self._restored: dict[str, Any] | None = None
 
@@ -45,12 +82,36 @@ class DenoiserEMAHook(Hook):
             if weight.requires_grad:
                 self._names.append(name)
                 self._weights.append(weight)
-        self._average = [weight.detach().float().clone() for weight in self._weights]
+        self._averages = [
+            [weight.detach().float().clone() for weight in self._weights] for _ in self.profiles
+        ]
         if self._restored:
-            self.steps = self._restored["ema_steps"]
-            for average, name in zip(self._average, self._names, strict=True):
-                average.copy_(self._restored["ema"][name])
+            self._restore(self._restored)
             self._restored = None
+        if len(self.profiles) > 1:
+            kept = "; ".join(map(str, self.profiles))
+            runner.logger.info(f"averages of the weights: {kept}")
+        if self.snapshot_interval and is_main_process():
+            moved = set_aside(runner.work_dir, self.steps)
+            if moved:
+                runner.logger.warning(
+                    f"{moved} EMA snapshots past step {self.steps} are of an earlier attempt; "
+                    "moved to ema_snapshots/old"
+                )
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        self.steps = saved["steps"]
+        for profile, averages in zip(self.profiles, self._averages, strict=True):
+            name = str(profile)
+            state = saved["ema"] if profile is self.profiles[0] else saved["more"].get(name)
+            if state is None:
+                raise UserError(
+                    f"DenoiserEMAHook.profiles: the checkpoint holds no average with {name}, and "
+                    "one cannot begin in the middle of a run; remove it, or start a new run from "
+                    "the checkpoint by load_from"
+                )
+            for average, key in zip(averages, self._names, strict=True):
+                average.copy_(state[key])
 
     @torch.no_grad()
     def after_train_iter(
@@ -63,20 +124,38 @@ class DenoiserEMAHook(Hook):
         """Update, once for each optimizer step."""
         if not _stepped(runner):
             return
-        soft = (1 + self.steps) / (10 + self.steps)
-        decay = min(self.decay, soft) if self.warmup else self.decay
+        self.steps += 1
         weights: list[Tensor] = [weight.detach() for weight in self._weights]
         if any(weight.dtype != torch.float32 for weight in weights):
             weights = [weight.float() for weight in weights]
-        torch._foreach_lerp_(self._average, weights, 1 - decay)
-        self.steps += 1
+        for profile, average in zip(self.profiles, self._averages, strict=True):
+            torch._foreach_lerp_(average, weights, 1 - profile.decay_at(self.steps))
+        interval = self.snapshot_interval
+        if interval and (self.steps % interval == 0 or self.is_last_train_iter(runner)):
+            self._write_snapshot(runner)
+
+    def _write_snapshot(self, runner: Runner) -> None:
+        if not is_main_process():
+            return
+        path = snapshot_path(runner.work_dir, self.steps)
+        snapshot = Snapshot(path, self.steps, self.profiles[1:], config_dict(runner.cfg))
+        dtype = DTYPES[self.snapshot_dtype]
+        averages = [
+            {name: value.to("cpu", dtype) for name, value in state.items()}
+            for state in self._states()[1:]
+        ]
+        state = denoiser_of(runner).state_dict()
+        write_snapshot(snapshot, averages, {k: state[k] for k in state if k not in averages[0]})
+
+    def _states(self) -> list[dict[str, Tensor]]:
+        return [dict(zip(self._names, average, strict=True)) for average in self._averages]
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The denoiser carries the average; afterwards the weights are back, bit for bit."""
         with torch.no_grad():
             kept = [weight.detach().clone() for weight in self._weights]
-            for weight, average in zip(self._weights, self._average, strict=True):
+            for weight, average in zip(self._weights, self._averages[0], strict=True):
                 weight.copy_(average)
             try:
                 yield
@@ -85,16 +164,24 @@ class DenoiserEMAHook(Hook):
                     weight.copy_(old)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add the average: the denoiser's state dict with the averaged parameters."""
+        """Add the averages: the first within the denoiser's state dict, others by profile."""
+        first, *others = [
+            {name: average.cpu() for name, average in state.items()} for state in self._states()
+        ]
         state = {k: v.detach().cpu() for k, v in denoiser_of(runner).state_dict().items()}
-        for name, average in zip(self._names, self._average, strict=True):
-            state[name] = average.cpu()
-        checkpoint["ema"], checkpoint["ema_steps"] = state, self.steps
+        checkpoint["ema"], checkpoint["ema_steps"] = state | first, self.steps
+        if others:
+            names = map(str, self.profiles[1:])
+            checkpoint["ema_profiles"] = dict(zip(names, others, strict=True))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Remember the average when a run is resumed; a run that only loads starts its own."""
-        if runner._resume and "ema" in checkpoint:
-            self._restored = {"ema": checkpoint["ema"], "ema_steps": checkpoint["ema_steps"]}
+        """Remember the averages when a run is resumed; a run that only loads starts its own."""
+        if runner._resume and "ema_steps" in checkpoint:
+            self._restored = {
+                "ema": checkpoint["ema"],
+                "more": checkpoint.get("ema_profiles", {}),
+                "steps": checkpoint["ema_steps"],
+            }
 
 
 def _stepped(runner: Runner) -> bool:
