@@ -35,6 +35,9 @@ class RandomNumbers(Protocol):
     def uniform(self, name: str) -> Tensor:
         """One number in [0, 1) for each sample, (B,)."""
 
+    def stratified(self, name: str) -> Tensor:
+        """The same, spread evenly over the batch of all processes."""
+
     def normal(self, name: str, like: Tensor) -> Tensor:
         """Standard normal numbers shaped like ``like``, (B, ...)."""
 

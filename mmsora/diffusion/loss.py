@@ -13,7 +13,7 @@ from mmsora.diffusion.variational import bound_of_step
 from mmsora.diffusion.weighting import Weighting
 from mmsora.registry import LOSSES
 
-__all__ = ["Hybrid", "Loss", "MSE", "Noised"]
+__all__ = ["Hybrid", "KL", "Loss", "MSE", "Noised"]
 
 
 class Noised(NamedTuple):
@@ -45,6 +45,19 @@ class Loss(ABC):
         """
 
 
+def _answer(prediction: Prediction, batch: Noised, output: Tensor) -> Tensor:
+    """What of an output is to equal the target, once it has the right shape."""
+    answer = prediction.of_target(output, batch.level)
+    if answer.shape != batch.x0.shape:
+        channels = batch.x0.shape[1] * output.shape[1] // max(answer.shape[1], 1)
+        raise ValueError(
+            f"{type(prediction).__name__} needs an output of shape {tuple(batch.x0.shape)}, "
+            f"the network gave {tuple(answer.shape)}; set the denoiser's out_channels to "
+            f"{channels}"
+        )
+    return answer
+
+
 @LOSSES.register_module()
 class MSE(Loss):
     """Mean squared error of the prediction's own target.
@@ -69,14 +82,7 @@ class MSE(Loss):
     @staticmethod
     def _squares(path: Path, prediction: Prediction, batch: Noised, output: Tensor) -> Tensor:
         target = prediction.target(path, batch.x0, batch.noise, batch.level)
-        told, output = output, prediction.of_target(output, batch.level)
-        if output.shape != target.shape:
-            channels = target.shape[1] * told.shape[1] // max(output.shape[1], 1)
-            raise ValueError(
-                f"{type(prediction).__name__} needs an output of shape {tuple(target.shape)}, "
-                f"the network gave {tuple(output.shape)}; set the denoiser's out_channels to "
-                f"{channels}"
-            )
+        output = _answer(prediction, batch, output)
         return (output.float() - target.float()).square().flatten(1).mean(1)
 
 
@@ -90,11 +96,18 @@ class Hybrid(MSE):
     Args:
         vlb_weight: Of the bound; 1 is what DiT and Latte use.
         weighting: Of the squared errors at each level.
+        rescaled: Count the bound ``num_levels / 1000`` times, so that a shorter table changes
+            nothing in the balance: iDDPM's ``RESCALED_MSE``.
     """
 
-    def __init__(self, vlb_weight: float = 1.0, weighting: Weighting | dict | None = None) -> None:
+    def __init__(
+        self,
+        vlb_weight: float = 1.0,
+        weighting: Weighting | dict | None = None,
+        rescaled: bool = False,
+    ) -> None:
         super().__init__(weighting)
-        self.vlb_weight = vlb_weight
+        self.vlb_weight, self.rescaled = vlb_weight, rescaled
 
     def __call__(
         self, path: Path, prediction: Prediction, batch: Noised, output: Tensor
@@ -109,4 +122,33 @@ class Hybrid(MSE):
         fixed = torch.cat([mean.detach(), variance], dim=1)
         estimate = prediction.estimate(path, batch.x, fixed, batch.level)
         bound = bound_of_step(path, batch.x0, batch.x, estimate, batch.level.t)
-        return squares + self.vlb_weight * bound
+        scale = (path.num_levels or 0) / 1000 if self.rescaled else 1
+        return squares + self.vlb_weight * scale * bound
+
+
+@LOSSES.register_module()
+class KL(Loss):
+    """The variational bound alone, which trains mean and variance together (iDDPM's ``KL``).
+
+    In bits for each dimension, of one step (arXiv:2102.09672, equations 4 to 7).
+
+    Args:
+        rescaled: Count it ``num_levels`` times, which makes the mean over all levels an estimate
+            of the whole bound: iDDPM's ``RESCALED_KL``.
+        variance: Of a step, where the network does not learn it: ``posterior`` or ``forward``.
+    """
+
+    def __init__(self, rescaled: bool = False, variance: str = "posterior") -> None:
+        if variance not in ("posterior", "forward"):
+            raise ValueError(f"variance must be 'posterior' or 'forward', got {variance!r}")
+        self.rescaled, self.variance = rescaled, variance
+
+    def __call__(
+        self, path: Path, prediction: Prediction, batch: Noised, output: Tensor
+    ) -> Tensor:
+        _answer(prediction, batch, output)
+        estimate = prediction.estimate(path, batch.x, output.float(), batch.level)
+        bound = bound_of_step(
+            path, batch.x0, batch.x, estimate, batch.level.t, variance=self.variance
+        )
+        return bound * (path.num_levels or 0) if self.rescaled else bound

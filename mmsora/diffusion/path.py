@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from mmsora.diffusion.level import Level, expand
-from mmsora.registry import SCHEDULERS
 
-__all__ = ["LinearPath", "Path"]
+__all__ = ["Path"]
 
 
 class Path(ABC):
@@ -41,7 +40,11 @@ class Path(ABC):
         return t
 
     def time_at(self, fraction: Tensor) -> Tensor:
-        """The time at a fraction in [0, 1) of the way from data to noise, shaped like it."""
+        """The time at a fraction of the way from data to noise, shaped like it.
+
+        Fractions lie in [0, 1), and may be 1 where time is continuous. Even fractions are what
+        the path takes to be even steps.
+        """
         return self.t_clean + fraction * (self.t_noise - self.t_clean)
 
     def time_of(self, ratio: Tensor) -> Tensor:
@@ -85,29 +88,3 @@ class Path(ABC):
         """
         alpha, sigma = self.coefficients(t.double())
         return Level(t, expand(alpha, like), expand(sigma, like))
-
-
-@SCHEDULERS.register_module()
-class LinearPath(Path):
-    """Rectified flow: ``alpha = 1 - t``, ``sigma = t`` (Liu et al. 2022, arXiv:2209.03003).
-
-    Args:
-        clock_scale: The network is told ``clock_scale * t``.
-        span: First and last time. Noise prediction is undefined at ``t = 1``: end at 0.999.
-    """
-
-    def __init__(
-        self, clock_scale: float = 1000.0, span: tuple[float, float] = (0.0, 1.0)
-    ) -> None:
-        self.clock_scale = clock_scale
-        self.t_clean, self.t_noise = span
-
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return 1 - t, t
-
-    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        one = torch.ones_like(t, dtype=torch.float64)
-        return -one, one
-
-    def clock(self, t: Tensor) -> Tensor:
-        return self.clock_scale * t

@@ -13,7 +13,16 @@ from mmsora.diffusion.level import Estimate, Level, expand
 from mmsora.diffusion.path import Path
 from mmsora.registry import SCHEDULERS
 
-__all__ = ["LearnedRange", "NoisePrediction", "Prediction", "VPrediction", "VelocityPrediction"]
+__all__ = [
+    "EDMPrediction",
+    "LearnedRange",
+    "NoisePrediction",
+    "Prediction",
+    "SamplePrediction",
+    "ScorePrediction",
+    "VPrediction",
+    "VelocityPrediction",
+]
 
 
 class Prediction(ABC):
@@ -54,11 +63,22 @@ class Prediction(ABC):
 
     @abstractmethod
     def target(self, path: Path, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
-        """What the network ought to output, shaped like ``x0``."""
+        """What :meth:`of_target` ought to give, shaped like ``x0``; linear in data and noise."""
 
     @abstractmethod
     def estimate(self, path: Path, x: Tensor, output: Tensor, level: Level) -> Estimate:
         """Read data and noise off the network's output at ``x``."""
+
+
+def _refuse_pure_noise(prediction: Prediction, path: Path) -> None:
+    alpha, sigma = path.coefficients(torch.tensor(path.t_noise, dtype=torch.float64))
+    if alpha < 1e-10 * sigma:
+        raise ValueError(
+            f"{type(prediction).__name__} cannot recover the data where alpha = 0, and "
+            f"{type(path).__name__} starts there (t = {path.t_noise:g}); let the path end "
+            "earlier, as LinearPath(span=(0, 0.999)), or use SamplePrediction, VPrediction, "
+            "VelocityPrediction or EDMPrediction"
+        )
 
 
 @SCHEDULERS.register_module()
@@ -66,20 +86,83 @@ class NoisePrediction(Prediction):
     """The network outputs the noise (DDPM, arXiv:2006.11239, equation 14)."""
 
     def check(self, path: Path) -> None:
-        end = torch.tensor(path.t_noise, dtype=torch.float64)
-        if path.coefficients(end)[0] == 0:
-            raise ValueError(
-                f"NoisePrediction cannot recover the data where alpha = 0, and "
-                f"{type(path).__name__} starts there (t = {path.t_noise:g}); let the path end "
-                "earlier, as LinearPath(span=(0, 0.999)), or use VPrediction or "
-                "VelocityPrediction"
-            )
+        _refuse_pure_noise(self, path)
 
     def target(self, path: Path, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
         return noise
 
     def estimate(self, path: Path, x: Tensor, output: Tensor, level: Level) -> Estimate:
         return Estimate((x - level.sigma * output) / level.alpha, output)
+
+
+@SCHEDULERS.register_module()
+class ScorePrediction(Prediction):
+    """The network outputs the score ``-noise / sigma`` (Song et al. 2021, arXiv:2011.13456).
+
+    Its error is that of the noise, ``sigma score + noise``, as in SiT.
+    """
+
+    def check(self, path: Path) -> None:
+        _refuse_pure_noise(self, path)
+
+    def of_target(self, output: Tensor, level: Level) -> Tensor:
+        return -level.sigma * output
+
+    def target(self, path: Path, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
+        return noise
+
+    def estimate(self, path: Path, x: Tensor, output: Tensor, level: Level) -> Estimate:
+        noise = self.of_target(output, level)
+        return Estimate((x - level.sigma * noise) / level.alpha, noise)
+
+
+@SCHEDULERS.register_module()
+class SamplePrediction(Prediction):
+    """The network outputs the data."""
+
+    def target(self, path: Path, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
+        return x0
+
+    def estimate(self, path: Path, x: Tensor, output: Tensor, level: Level) -> Estimate:
+        return Estimate(output, (x - level.alpha * output) / level.sigma)
+
+
+@SCHEDULERS.register_module()
+class EDMPrediction(Prediction):
+    """EDM's preconditioning (Karras et al. 2022, arXiv:2206.00364, table 1), for any alpha.
+
+    The network sees ``x / norm`` with ``norm^2 = sigma^2 + alpha^2 sigma_data^2``, and its output
+    is added to what is known: ``x0 = (alpha sigma_data^2 / norm^2) x + (sigma sigma_data / norm)
+    output``. Input and target then have variance 1 at every level, and EDM's loss is the
+    unweighted error of the output.
+
+    Args:
+        sigma_data: Standard deviation of the data.
+    """
+
+    def __init__(self, sigma_data: float = 0.5) -> None:
+        if sigma_data <= 0:
+            raise ValueError(f"sigma_data must be positive, got {sigma_data}")
+        self.sigma_data = sigma_data
+
+    def scale_input(self, x: Tensor, level: Level) -> Tensor:
+        return x / self._norm(level)
+
+    def target(self, path: Path, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
+        # (x0 - c_skip x) / c_out for x = alpha x0 + sigma noise, where sigma may be 0.
+        of_x0, of_noise = level.sigma / self.sigma_data, level.alpha * self.sigma_data
+        return (of_x0 * x0 - of_noise * noise) / self._norm(level)
+
+    def estimate(self, path: Path, x: Tensor, output: Tensor, level: Level) -> Estimate:
+        norm, data = self._norm(level), level.alpha * self.sigma_data
+        scaled, output = x / norm**2, output / norm
+        return Estimate(
+            self.sigma_data * (data * scaled + level.sigma * output),
+            level.sigma * scaled - data * output,
+        )
+
+    def _norm(self, level: Level) -> Tensor:
+        return (level.sigma**2 + (level.alpha * self.sigma_data) ** 2).sqrt()
 
 
 @SCHEDULERS.register_module()
@@ -108,6 +191,15 @@ class VelocityPrediction(Prediction):
         if sign not in (1, -1):
             raise ValueError(f"sign must be 1 or -1, got {sign}")
         self.sign = sign
+
+    def check(self, path: Path) -> None:
+        end = torch.tensor(path.t_noise, dtype=torch.float64)
+        (alpha, sigma), (d_alpha, d_sigma) = path.coefficients(end), path.rates(end)
+        if alpha * d_sigma == sigma * d_alpha:
+            raise ValueError(
+                f"VelocityPrediction cannot be read where {type(path).__name__} stands still, as "
+                f"at its end (t = {path.t_noise:g}); use VPrediction"
+            )
 
     def target(self, path: Path, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
         d_alpha, d_sigma = self._rates(path, x0, level)

@@ -135,9 +135,11 @@ class Diffusion:
             The loss of each sample, (B,).
         """
         process = self.for_size(x0.shape[2:])
-        batch = process.noised(x0, self.train_times(process.path, draws), draws)
+        t = self.train_times(process.path, draws)
+        batch = process.noised(x0, t, draws)
         output = process.output(network, batch.x, batch.level, cond)
-        return self.loss_function(process.path, self.prediction, batch, output)
+        losses = self.loss_function(process.path, self.prediction, batch, output)
+        return self.train_times.weigh(t, losses)
 
     def denoiser(
         self,

@@ -5,6 +5,7 @@ and noise. So the Euler step on any path lands on the path, and DDIM, rectified-
 EDM Euler are one class.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import pairwise
@@ -20,6 +21,7 @@ __all__ = [
     "Denoise",
     "Euler",
     "Heun",
+    "Midpoint",
     "Solver",
     "forward_variance",
     "posterior_variance",
@@ -129,9 +131,19 @@ class Euler(Solver):
 class Ancestral(Solver):
     """DDPM's sampler: every step draws from the posterior (arXiv:2006.11239, algorithm 2).
 
-    Its variance is the network's own where the network learns it, else the posterior's. No noise
-    is added on arrival at clean data.
+    Its variance is the network's own where the network learns it. No noise is added on arrival at
+    clean data. Guidance by a gradient moves the mean by that many times the variance, not as far
+    as it has moved the estimate (Dhariwal and Nichol 2021, arXiv:2105.05233, algorithm 1).
+
+    Args:
+        variance: Of a step where the network does not learn it: the ``posterior``'s, or that of
+            the ``forward`` process (DDPM's two choices, section 3.2).
     """
+
+    def __init__(self, variance: str = "posterior") -> None:
+        if variance not in ("posterior", "forward"):
+            raise ValueError(f"variance must be 'posterior' or 'forward', got {variance!r}")
+        self.variance = variance
 
     def __call__(
         self, denoise: Denoise, x: Tensor, path: Path, times: Tensor, draws: RandomNumbers
@@ -139,34 +151,86 @@ class Ancestral(Solver):
         for i, (t_now, t_to) in enumerate(pairwise(times)):
             now, to = path.at(t_now, x), path.at(t_to, x)
             estimate = denoise(x, now)
-            posterior = posterior_variance(now, to)
-            x = step(estimate, to, posterior)
+            x = step(estimate, to, posterior_variance(now, to))
             if to.sigma > 0:
-                std = posterior.sqrt()
-                if estimate.log_var_mix is not None:
-                    most = forward_variance(now, to)
-                    std = (most / posterior) ** (estimate.log_var_mix / 2) * std
+                std = self._std(estimate, now, to)
+                if estimate.gradient is not None:
+                    moved = to.alpha / now.alpha * forward_variance(now, to)
+                    x = x + (std**2 - moved) * estimate.gradient
                 x = x + std * draws.normal(f"solver/{i}", x)
         return x
+
+    def _std(self, estimate: Estimate, now: Level, to: Level) -> Tensor:
+        least, most = posterior_variance(now, to), forward_variance(now, to)
+        if estimate.log_var_mix is not None:
+            return (most / least) ** (estimate.log_var_mix / 2) * least.sqrt()
+        return (most if self.variance == "forward" else least).sqrt()
 
 
 @SCHEDULERS.register_module()
 class Heun(Solver):
     """Second order: the trapezoid rule. Two network calls a step, one in the last.
 
-    The last step is Euler's, for predictions that are undefined on clean data (EDM,
-    arXiv:2206.00364, algorithm 1).
+    The last step is Euler's, for predictions that are undefined on clean data (EDM, Karras et
+    al. 2022, arXiv:2206.00364, algorithm 1). With churn each step first goes back up the path by
+    new noise (algorithm 2).
+
+    Args:
+        churn: EDM's S_churn: ``sigma / alpha`` grows by ``churn / steps`` of itself before each
+            step, at most by 0.41; 0 is the deterministic flow.
+        churn_min: EDM's S_min, the least ``sigma / alpha`` at which there is churn.
+        churn_max: EDM's S_max, the greatest.
+        churn_noise: EDM's S_noise, standard deviation of the new noise.
     """
+
+    def __init__(
+        self,
+        churn: float = 0.0,
+        churn_min: float = 0.0,
+        churn_max: float = math.inf,
+        churn_noise: float = 1.0,
+    ) -> None:
+        if churn < 0:
+            raise ValueError(f"churn must not be negative, got {churn}")
+        self.churn, self.churn_noise = churn, churn_noise
+        self.churn_min, self.churn_max = churn_min, churn_max
 
     def __call__(
         self, denoise: Denoise, x: Tensor, path: Path, times: Tensor, draws: RandomNumbers
     ) -> Tensor:
+        growth = min(self.churn / (len(times) - 1), math.sqrt(2) - 1)
         for i, (t_now, t_to) in enumerate(pairwise(times)):
             now, to = path.at(t_now, x), path.at(t_to, x)
+            ratio = now.sigma / now.alpha
+            if growth and self.churn_min <= ratio <= self.churn_max and now.alpha > 0:
+                low, now = now, path.at(path.time_of(ratio * (1 + growth)), x)
+                new = self.churn_noise * draws.normal(f"solver/{i}", x)
+                x = now.alpha / low.alpha * x + forward_variance(now, low).sqrt() * new
             a = denoise(x, now)
             if i == len(times) - 2:
                 return step(a, to)
             b = denoise(step(a, to), to)
             d_alpha, d_sigma = to.alpha - now.alpha, to.sigma - now.sigma
             x = x + (d_alpha * (a.x0 + b.x0) + d_sigma * (a.noise + b.noise)) / 2
+        return x
+
+
+@SCHEDULERS.register_module()
+class Midpoint(Solver):
+    """Second order: an Euler step to the middle, whose estimate serves for the whole step.
+
+    The middle is that of the path's own time. Two network calls a step, none of them on arrival.
+    From the lowest level of a table to clean data there is no middle: that step is Euler's.
+    """
+
+    def __call__(
+        self, denoise: Denoise, x: Tensor, path: Path, times: Tensor, draws: RandomNumbers
+    ) -> Tensor:
+        for t_now, t_to in pairwise(times):
+            now, to, middle = (path.at(t, x) for t in (t_now, t_to, (t_now + t_to) / 2))
+            estimate = denoise(x, now)
+            if middle.sigma > 0:
+                estimate = denoise(step(estimate, middle), middle)
+            d_alpha, d_sigma = to.alpha - now.alpha, to.sigma - now.sigma
+            x = x + d_alpha * estimate.x0 + d_sigma * estimate.noise
         return x

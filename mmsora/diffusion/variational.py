@@ -1,4 +1,4 @@
-"""The variational bound of one step, for networks that learn their variance (iDDPM)."""
+"""The variational bound of one step (iDDPM)."""
 
 import math
 
@@ -54,80 +54,131 @@ def discretized_nll(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     return -torch.where(x < -0.999, first, torch.where(x > 0.999, last, inside))
 
 
-def log_variance_range(path: Path, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Logarithms of the posterior's and the forward variance of a step down the table.
+def log_variance_range(
+    path: Path, t: Tensor, like: Tensor, grid: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logarithms of the posterior's and the forward variance of a step down.
 
-    The posterior's is 0 at level 0; there that of level 1 stands in, as in iDDPM.
+    The posterior's is 0 on arrival at clean data; there that of the step above stands in, as in
+    iDDPM.
 
     Args:
-        path: A table of levels.
-        t: Levels, (B,).
+        path: The path.
+        t: Times, () or (B,).
         like: A batch (B, ...).
+        grid: The times that steps go between, ascending and from clean data on, (steps + 1,);
+            None is the path's own table.
 
     Returns:
         The two, broadcastable against the batch.
     """
-    above = t.clamp_min(1)
-    least = posterior_variance(_exact(path, above), _exact(path, above - 1))
-    most = forward_variance(_exact(path, t), _exact(path, t - 1))
+    grid = _table(path, grid)
+    above = torch.maximum(t, grid[2])
+    least = posterior_variance(_exact(path, above), _exact(path, _below(above, grid)))
+    most = forward_variance(_exact(path, t), _exact(path, _below(t, grid)))
     return expand(least.log(), like), expand(most.log(), like)
 
 
+def _table(path: Path, grid: Tensor | None) -> Tensor:
+    if grid is not None and len(grid) > 2:
+        return grid
+    if grid is not None:
+        raise ValueError("the variational bound needs a grid of at least 2 steps")
+    if path.num_levels is None:
+        raise ValueError(
+            f"the variational bound needs a DiscretePath, or a grid on {type(path).__name__}"
+        )
+    return torch.arange(-1, path.num_levels, dtype=torch.float64)
+
+
+def _below(t: Tensor, grid: Tensor) -> Tensor:
+    return grid[torch.searchsorted(grid, t.double().contiguous()) - 1]
+
+
 def _exact(path: Path, t: Tensor) -> Level:
-    """Levels in float64, (B,): variances are differences of nearly equal numbers."""
+    """Levels in float64, shaped like ``t``: variances are differences of nearly equal numbers."""
     return Level(t, *path.coefficients(t.double()))
 
 
-def step_down(path: Path, x: Tensor, estimate: Estimate, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The network's distribution of the level below: mean and logarithm of the variance.
+def step_down(
+    path: Path,
+    x: Tensor,
+    estimate: Estimate,
+    t: Tensor,
+    grid: Tensor | None = None,
+    variance: str = "posterior",
+) -> tuple[Tensor, Tensor]:
+    """The model's distribution of the level below: mean and logarithm of the variance.
 
     Args:
-        path: A table of levels.
-        x: The batch at the levels, (B, ...).
-        estimate: What the network says of it, variance included.
-        t: The levels, (B,).
+        path: The path.
+        x: The batch at the times, (B, ...).
+        estimate: What the network says of it.
+        t: The times, () or (B,).
+        grid: As of :func:`log_variance_range`.
+        variance: Where the network does not learn it: ``posterior`` or ``forward``.
 
     Returns:
-        The two, shaped like ``x``.
+        The two, broadcastable to the shape of ``x``.
 
     Raises:
-        ValueError: Time is continuous, or the network does not learn its variance.
+        ValueError: The variance is unknown.
     """
-    if path.num_levels is None or estimate.log_var_mix is None:
-        raise ValueError("the variational bound needs DiscretePath and LearnedRange")
-    least, most = log_variance_range(path, t, x)
-    log_var = torch.lerp(least.expand_as(x), most.expand_as(x), estimate.log_var_mix)
-    return _mean(path, x, estimate.x0, t), log_var
+    if variance not in ("posterior", "forward"):
+        raise ValueError(f"variance must be 'posterior' or 'forward', got {variance!r}")
+    grid = _table(path, grid)
+    least, most = log_variance_range(path, t, x, grid)
+    mean = _mean(path, x, estimate.x0, t, grid)
+    if estimate.log_var_mix is not None:
+        return mean, least + (most - least) * estimate.log_var_mix
+    if variance == "posterior":
+        return mean, least
+    return mean, torch.where(expand(_is_last(t, grid), x).bool(), least, most)
 
 
-def _mean(path: Path, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+def _is_last(t: Tensor, grid: Tensor) -> Tensor:
+    return (t <= grid[1]).double()
+
+
+def _mean(path: Path, x: Tensor, x0: Tensor, t: Tensor, grid: Tensor) -> Tensor:
     """The posterior's (DDPM, arXiv:2006.11239, equation 7): both parts of ``x0`` itself, so that
     of two means that differ little the difference keeps its digits."""
-    now, to = _exact(path, t), _exact(path, t - 1)
+    now, to = _exact(path, t), _exact(path, _below(t, grid))
     of_x0 = to.alpha * forward_variance(now, to) / now.sigma**2
     of_x = now.alpha / to.alpha * (to.sigma / now.sigma) ** 2
     return expand(of_x0, x) * x0 + expand(of_x, x) * x
 
 
-def bound_of_step(path: Path, x0: Tensor, x: Tensor, estimate: Estimate, t: Tensor) -> Tensor:
+def bound_of_step(
+    path: Path,
+    x0: Tensor,
+    x: Tensor,
+    estimate: Estimate,
+    t: Tensor,
+    grid: Tensor | None = None,
+    variance: str = "posterior",
+) -> Tensor:
     """A step's term of the variational bound, in bits for each dimension.
 
-    KL divergence of the true posterior and the network's; at level 0 the likelihood of the data
-    (arXiv:2102.09672, equations 4 to 7).
+    KL divergence of the true posterior and the model's; on arrival at clean data the likelihood
+    of the data (arXiv:2102.09672, equations 4 to 7).
 
     Args:
-        path: A table of levels.
+        path: The path.
         x0: The data, (B, ...).
-        x: The data at the levels, shaped like ``x0``.
-        estimate: What the network says of it, variance included.
-        t: The levels, (B,).
+        x: The data at the times, shaped like ``x0``.
+        estimate: What the network says of it.
+        t: The times, () or (B,).
+        grid: As of :func:`log_variance_range`.
+        variance: As of :func:`step_down`.
 
     Returns:
         Shape (B,).
     """
-    mean, log_var = step_down(path, x, estimate, t)
-    least, _ = log_variance_range(path, t, x)
-    kl = gaussian_kl(_mean(path, x, x0, t), least, mean, log_var)
+    grid = _table(path, grid)
+    mean, log_var = step_down(path, x, estimate, t, grid, variance)
+    least, _ = log_variance_range(path, t, x, grid)
+    kl = gaussian_kl(_mean(path, x, x0, t, grid), least, mean, log_var)
     nll = discretized_nll(x0, mean, 0.5 * log_var)
-    first = expand((t == 0).double(), x).bool()
-    return torch.where(first, nll, kl).flatten(1).mean(1) / math.log(2)
+    last = expand(_is_last(t, grid), x).bool()
+    return torch.where(last, nll, kl).flatten(1).mean(1) / math.log(2)

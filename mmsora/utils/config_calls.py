@@ -82,7 +82,7 @@ PLACES = {
     **dict.fromkeys(("solver", "grid", "guidance"), _PART),
     "loss": Place("LOSSES"),
     "weighting": Place("LOSSES"),
-    "train_noise": _PART,
+    **dict.fromkeys(("train_noise", "times"), _PART),
     **dict.fromkeys(("train_dataloader", "val_dataloader", "test_dataloader"), _LOADER),
     "dataset": Place("DATASETS"),
     "sampler": Place("DATA_SAMPLERS", given=("dataset",)),

@@ -35,12 +35,30 @@ class Draws:
         seed: The run's seed.
         indices: Global index of each sample of the batch.
         step: Training iteration; 0 when sampling.
+        places: Place of each sample in the batch of all processes; by default there is one.
+        total: Size of the batch of all processes.
     """
 
-    def __init__(self, seed: int, indices: Sequence[int], step: int = 0) -> None:
+    def __init__(
+        self,
+        seed: int,
+        indices: Sequence[int],
+        step: int = 0,
+        places: Sequence[int] | None = None,
+        total: int | None = None,
+    ) -> None:
         base = _mix(np.asarray([seed % 2**63], dtype=np.uint64))
+        of_step = np.asarray([step], dtype=np.uint64)
+        self._shared = _mix(base ^ of_step)
         base = _mix(base ^ np.asarray(indices, dtype=np.int64).astype(np.uint64))
-        self._base = _mix(base ^ np.asarray([step], dtype=np.uint64))
+        self._base = _mix(base ^ of_step)
+        self._places = np.arange(len(self)) if places is None else np.asarray(places)
+        self._total = len(self) if total is None else total
+        if self._places.shape != (len(self),) or self._places.max(initial=0) >= self._total:
+            raise ValueError(
+                f"{len(self)} samples need as many places below total = {self._total}, "
+                f"got {places}"
+            )
 
     def __len__(self) -> int:
         return len(self._base)
@@ -58,6 +76,23 @@ class Draws:
             float64 tensor of shape (B,) on the CPU.
         """
         return torch.from_numpy((self._keys(name) >> np.uint64(11)) * 2.0**-53)
+
+    def stratified(self, name: str) -> Tensor:
+        """One number in [0, 1) for each sample, and one in each of ``total`` equal parts of it.
+
+        Which part is a sample's changes from step to step. Here alone a number depends on a
+        sample's place and on the size of the batch, but still not on the number of processes.
+
+        Args:
+            name: The purpose. Another name gives independent numbers.
+
+        Returns:
+            float64 tensor of shape (B,) on the CPU.
+        """
+        keys = _mix(self._shared ^ np.asarray([zlib.crc32(name.encode())], dtype=np.uint64))
+        order = _mix(keys ^ np.arange(self._total, dtype=np.uint64)).argsort()
+        parts = torch.from_numpy(order[self._places])
+        return ((parts + self.uniform(name)) / self._total).clamp_max(1 - 2.0**-53)
 
     def normal(self, name: str, like: Tensor) -> Tensor:
         """Standard normal numbers.

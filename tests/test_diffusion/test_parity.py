@@ -2,8 +2,14 @@
 
 The Gaussian test proves that the parts agree with each other. This one pins the conventions they
 cannot prove: the clock a network is told, the table of levels, the ends of the grid, the variance.
+
+Twins: DDIM and DDIMInverse, EulerDiscrete, EDMEuler, FlowMatchEulerDiscrete (Euler); DDPM,
+EulerAncestralDiscrete (Ancestral, Euler with eta = 1); HeunDiscrete, FlowMatchHeunDiscrete (Heun);
+LMSDiscrete of order 2 (AB2); DPMSolverMultistep, EDMDPMSolverMultistep (DPMSolverPP2M);
+UniPCMultistep (UniPC). Midpoint and Heun's churn have none.
 """
 
+import inspect
 from itertools import pairwise
 
 import diffusers
@@ -12,6 +18,9 @@ import pytest
 import torch
 
 from mmsora import diffusion as D
+
+# Numpy's, of diffusers' code.
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 
 SHAPE = 2, 3, 4, 5, 6
 STEPS = 25
@@ -28,29 +37,44 @@ def network(x, clock):
 class SequentialDraws:
     """Numbers in the order of the calls, as diffusers draws them."""
 
-    def __init__(self):
-        self.generator = torch.Generator().manual_seed(1)
+    def __init__(self, dtype=None):
+        self.generator, self.dtype = torch.Generator().manual_seed(1), dtype
 
     def normal(self, name, like):
-        return torch.randn(like.shape, generator=self.generator, dtype=like.dtype)
+        dtype = self.dtype or like.dtype
+        return torch.randn(like.shape, generator=self.generator, dtype=dtype).to(like.dtype)
 
 
 def start():
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def ours(path, prediction, solver, grid):
+def ours(path, prediction, solver, grid, dtype=None):
     parts = D.UniformTimes(), solver, grid, D.ClassifierFree(1.0), D.MSE()
     diffusion = D.Diffusion(path, prediction, *parts)
-    return diffusion.sample(network, start(), {}, None, SequentialDraws())
+    return diffusion.sample(network, start(), {}, None, SequentialDraws(dtype))
 
 
-def theirs(scheduler, **options):
-    x, generator = start(), torch.Generator().manual_seed(1)
-    for t in scheduler.timesteps:
-        output = network(x, t.expand(len(x)))
-        x = scheduler.step(output, t, x, generator=generator, **options).prev_sample
+def theirs(scheduler, std=1.0, clocks=None, **options):
+    x, generator = std * start(), torch.Generator().manual_seed(1)
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        options["generator"] = generator
+    clocks = scheduler.timesteps if clocks is None else clocks
+    for t, clock in zip(scheduler.timesteps, clocks, strict=True):
+        scale = getattr(scheduler, "scale_model_input", lambda x, t: x)
+        output = network(scale(x, t), clock.expand(len(x)))
+        x = scheduler.step(output, t, x, **options).prev_sample
     return x
+
+
+def without_rounding(scheduler, path, times):
+    """Their numbers in single precision replaced by the same in double precision."""
+    alpha, sigma = path.coefficients(times)
+    exact = sigma if isinstance(path, D.LinearPath) else sigma / alpha
+    if scheduler.sigmas.numel() != exact.numel():  # inner ones stand twice
+        exact = torch.cat([exact[:1], exact[1:-1].repeat_interleave(2), exact[-1:]])
+    torch.testing.assert_close(scheduler.sigmas.double(), exact, rtol=1e-4, atol=1e-7)
+    scheduler.sigmas = exact
 
 
 def assert_equal(actual, expected):
@@ -116,6 +140,218 @@ def test_heun_is_the_heun_of_rectified_flow():
     scheduler.timesteps = (scheduler.sigmas[:-1].double() * 1000).float()
     assert len(times) == FLOW_STEPS + 1
     assert_equal(ours(*parts), theirs(scheduler))
+
+
+@pytest.mark.parametrize("steps", [10, STEPS])
+def test_ancestral_is_ddpm_with_the_larger_variance(steps):
+    scheduler = diffusers.DDPMScheduler(
+        clip_sample=False, timestep_spacing="linspace", variance_type="fixed_large"
+    )
+    scheduler.set_timesteps(steps)
+    parts = D.DiscretePath(), D.NoisePrediction(), D.Ancestral("forward"), D.SpacedGrid(steps)
+
+    assert_equal(ours(*parts), theirs(scheduler))
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_euler_is_ddim_from_pure_noise(eta):
+    scheduler = diffusers.DDIMScheduler(
+        clip_sample=False, timestep_spacing="trailing", prediction_type="v_prediction",
+        rescale_betas_zero_snr=True, beta_start=1e-4, beta_end=0.02,
+    )  # fmt: skip
+    scheduler.set_timesteps(STEPS)
+    path = D.DiscretePath(zero_terminal_snr=True)
+
+    actual = ours(path, D.VPrediction(), D.Euler(eta), D.TrailingGrid(STEPS))
+
+    assert_equal(actual, theirs(scheduler, eta=eta))
+
+
+def test_euler_backwards_is_ddim_inversion():
+    """They tell the network the level that it is to reach; the one where it is, here."""
+    scheduler = diffusers.DDIMInverseScheduler(
+        clip_sample=False, beta_start=1e-4, beta_end=0.02, set_alpha_to_one=True
+    )
+    scheduler.set_timesteps(STEPS)
+    times = torch.tensor([-1, *scheduler.timesteps], dtype=torch.float64)
+    path, prediction = D.DiscretePath(), D.NoisePrediction()
+    exact = path.coefficients(torch.arange(1000.0))[0] ** 2
+    torch.testing.assert_close(scheduler.alphas_cumprod.double(), exact, rtol=1e-5, atol=0)
+    scheduler.alphas_cumprod = exact
+    parts = D.UniformTimes(), D.Euler(), D.SpacedGrid(2), D.ClassifierFree(1.0), D.MSE()
+    denoise = D.Diffusion(path, prediction, *parts).denoiser(network, {})
+
+    actual = D.Euler()(denoise, start(), path, times, SequentialDraws())
+
+    assert_equal(actual, theirs(scheduler, clocks=times[:-1]))
+
+
+def test_a_shifted_grid_is_theirs():
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / FLOW_STEPS, FLOW_STEPS))
+    parts = D.LinearPath(), D.VelocityPrediction(), D.Euler(), D.ShiftedGrid(FLOW_STEPS, 3.0)
+    without_rounding(scheduler, D.LinearPath(), parts[-1](D.LinearPath()))
+    clocks = scheduler.sigmas[:-1] * 1000
+
+    assert_equal(ours(*parts), theirs(scheduler, clocks=clocks.float()))
+
+
+class RoundedClock(D.DiscretePath):
+    """The multistep schedulers tell a network the nearest level."""
+
+    def clock(self, t):
+        return t.round()
+
+
+class Exploding(RoundedClock):
+    """The table's ratios with ``alpha = 1``: so the schedulers of k-diffusion count."""
+
+    def coefficients(self, t):
+        alpha, sigma = super().coefficients(t)
+        return torch.ones_like(alpha), sigma / alpha
+
+
+class ScaledNoisePrediction(D.NoisePrediction):
+    def scale_input(self, x, level):
+        return x / (1 + level.sigma**2).sqrt()
+
+
+OPTIONS = {"beta_start": 1e-4, "beta_end": 0.02}
+SPACINGS = {
+    "linspace": ({"timestep_spacing": "linspace"}, None),
+    "trailing": ({"timestep_spacing": "trailing"}, D.TrailingGrid(STEPS)),
+    "karras": ({"use_karras_sigmas": True}, D.KarrasGrid(STEPS)),
+    "log-SNR": ({"use_lu_lambdas": True}, D.LogSNRGrid(STEPS)),
+}
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("name", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("algorithm", ["dpmsolver++", "sde-dpmsolver++"])
+def test_2m_is_the_multistep_dpm_solver(algorithm, name, spacing):
+    options, grid = SPACINGS[spacing]
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        algorithm_type=algorithm, prediction_type=name, **OPTIONS, **options
+    )
+    scheduler.set_timesteps(STEPS)
+    grid = grid or ending_clean(scheduler.timesteps.tolist())
+    path = RoundedClock()
+    without_rounding(scheduler, path, grid(path))
+    prediction = D.NoisePrediction() if name == "epsilon" else D.VPrediction()
+    solver = D.DPMSolverPP2M(eta=float(algorithm.startswith("sde")))
+
+    actual = ours(path, prediction, solver, grid, torch.float32)
+
+    assert_equal(actual, theirs(scheduler))
+
+
+def flow(scheduler_class, **options):
+    """A scheduler at 24 steps of a flow from 0.96 on; there no logarithm is infinite."""
+    scheduler = scheduler_class(
+        use_flow_sigmas=True, prediction_type="flow_prediction", **OPTIONS, **options
+    )
+    scheduler.set_timesteps(24)
+    times = torch.arange(24, -1, -1, dtype=torch.float64) / 25
+    scheduler.timesteps, scheduler.sigmas = (times[:-1] * 1000).round().long(), times
+    return scheduler, D.LinearPath(span=(0.0, 0.96)), lambda path: times
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_2m_is_the_multistep_dpm_solver_of_a_flow(eta):
+    algorithm = "sde-dpmsolver++" if eta else "dpmsolver++"
+    scheduler, path, grid = flow(diffusers.DPMSolverMultistepScheduler, algorithm_type=algorithm)
+    parts = D.VelocityPrediction(), D.DPMSolverPP2M(eta), grid, torch.float32
+
+    assert_equal(ours(path, *parts), theirs(scheduler))
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("spacing", ["linspace", "trailing", "karras"])
+@pytest.mark.parametrize("name", ["epsilon", "v_prediction"])
+def test_unipc(name, spacing, order):
+    options, grid = SPACINGS[spacing]
+    scheduler = diffusers.UniPCMultistepScheduler(
+        solver_order=order, prediction_type=name, **OPTIONS, **options
+    )
+    scheduler.set_timesteps(STEPS)
+    grid = grid or ending_clean(scheduler.timesteps.tolist())
+    path = RoundedClock()
+    without_rounding(scheduler, path, grid(path))
+    prediction = D.NoisePrediction() if name == "epsilon" else D.VPrediction()
+
+    assert_equal(ours(path, prediction, D.UniPC(order), grid), theirs(scheduler))
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_unipc_of_a_flow(order):
+    scheduler, path, grid = flow(diffusers.UniPCMultistepScheduler, solver_order=order)
+
+    assert_equal(ours(path, D.VelocityPrediction(), D.UniPC(order), grid), theirs(scheduler))
+
+
+@pytest.mark.parametrize("steps", [5, STEPS])
+def test_euler_is_edm_euler(steps):
+    scheduler = diffusers.EDMEulerScheduler()
+    scheduler.set_timesteps(steps)
+    parts = D.VEPath(), D.EDMPrediction(), D.Euler(), D.KarrasGrid(steps)
+
+    assert_equal(ours(*parts), theirs(scheduler, std=80))
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_2m_is_the_multistep_dpm_solver_of_edm(eta):
+    scheduler = diffusers.EDMDPMSolverMultistepScheduler(
+        algorithm_type="sde-dpmsolver++" if eta else "dpmsolver++"
+    )
+    scheduler.set_timesteps(STEPS)
+    path, grid = D.VEPath(), D.KarrasGrid(STEPS)
+    without_rounding(scheduler, path, grid(path))
+    parts = D.EDMPrediction(), D.DPMSolverPP2M(eta), grid
+
+    assert_equal(ours(path, *parts), theirs(scheduler, std=80))
+
+
+K_DIFFUSION = {
+    "Euler": (diffusers.EulerDiscreteScheduler, D.Euler(), {}),
+    "ancestral": (diffusers.EulerAncestralDiscreteScheduler, D.Ancestral(), {}),
+    "eta = 1": (diffusers.EulerAncestralDiscreteScheduler, D.Euler(eta=1.0), {}),
+    "Heun": (diffusers.HeunDiscreteScheduler, D.Heun(), {}),
+    "AB2": (diffusers.LMSDiscreteScheduler, D.AB2(), {"order": 2}),
+}
+
+
+class Stretched(Exploding):
+    """Time is the noise level, as those schedulers have it, told as the table's level."""
+
+    t_clean = 0.0
+
+    def coefficients(self, t):
+        return torch.ones_like(t), t
+
+    def clock(self, t):
+        return self.time_of(t).round()
+
+
+@pytest.mark.parametrize(
+    ("name", "karras"),
+    [(name, False) for name in K_DIFFUSION] + [(name, True) for name in ("Euler", "Heun", "AB2")],
+)
+def test_schedulers_of_k_diffusion(name, karras):
+    scheduler_class, solver, options = K_DIFFUSION[name]
+    kind = {"use_karras_sigmas": True} if karras else {"timestep_spacing": "trailing"}
+    scheduler = scheduler_class(**OPTIONS, **kind)
+    scheduler.set_timesteps(STEPS)
+    path, grid = Exploding(), SPACINGS["karras" if karras else "trailing"][1]
+    times = grid(path)
+    without_rounding(scheduler, path, times)
+    ratios = path.coefficients(times)[1]
+    path = Stretched()
+    path.t_noise = path.prior_std = ratios[0].item()
+
+    actual = ours(path, ScaledNoisePrediction(), solver, lambda path: ratios)
+
+    expected = theirs(scheduler, path.prior_std, scheduler.timesteps.round(), **options)
+    assert_equal(actual, expected)
 
 
 def test_table_is_that_of_ddpm():

@@ -9,6 +9,7 @@ import torch
 from mmsora import diffusion as D
 from mmsora.diffusion.level import expand
 from mmsora.utils.draws import Draws
+from tests.stubs import At
 
 SHAPE = 3, 2, 4, 5, 3  # as wide as the batch: a vector of the batch must not meet the width
 
@@ -288,7 +289,9 @@ def test_logit_normal_survives_the_ends_of_the_draws():
         (lambda: D.LogitNormalTimes(std=0.0), "positive"),
         (lambda: D.SpacedGrid(0), "at least 1"),
         (lambda: D.SpacedGrid(31)(D.DiscretePath(num_levels=30)), "31 steps do not fit 30 levels"),
-        (lambda: D.DiscretePath(num_levels=19), "at least 20 levels"),
+        (lambda: D.DiscretePath(num_levels=19), "num_levels=19 is too few .* 'linear'"),
+        (lambda: D.DiscretePath("const", num_levels=20), "num_levels=20 is too few .* 'const'"),
+        (lambda: D.DiscretePath("jsd", num_levels=1), "at least 2, got 1"),
         (lambda: D.DiscretePath("cubic"), "'cubic'"),
     ],
 )
@@ -405,6 +408,6 @@ def test_a_path_may_go_by_the_size():
     t = diffusion.for_size((2, 4, 4)).path.t_noise
     assert t == 0.2
     seen.clear()
-    diffusion.train_times = lambda path, draws: path.time_at(torch.full((3,), 0.5).double())
+    diffusion.train_times = At(fraction=[0.5] * 3)
     diffusion.loss(spy, noise, {}, Draws(0, range(3)))
     assert seen[0] == pytest.approx(200)

@@ -121,7 +121,8 @@ MISTAKES = {
     ),
     "nothing like it": (
         "model['diffusion']['grid']['zzz'] = 8",
-        "model.diffusion.grid.zzz = 8: SpacedGrid takes no 'zzz'; there is num_steps, spacing",
+        "model.diffusion.grid.zzz = 8: SpacedGrid takes no 'zzz'; there is last_step, num_steps, "
+        "spacing, span",
     ),
     "no arguments at all": (
         "model['diffusion']['prediction'] = dict(type='VPrediction', scale=2)",

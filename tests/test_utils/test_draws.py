@@ -150,3 +150,54 @@ def test_numbers_are_the_same_in_every_process():
     lines = [[float(x) for x in line.split()] for line in process.stdout.splitlines()]
     assert lines[0] == UNIFORM
     assert lines[1] == pytest.approx(NORMAL, abs=1e-6)  # vector units round as they like
+
+
+# Spread over the batch of all processes
+
+
+def spread(total=64, seed=0, step=0, name="times"):
+    return Draws(seed, range(total), step).stratified(name)
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 64, 1000])
+def test_each_part_has_one_sample(total):
+    x = spread(total)
+    assert (x.dtype, x.shape) == (torch.float64, (total,))
+    assert sorted((x * total).floor().tolist()) == list(range(total))
+    assert x.min() >= 0
+    assert x.max() < 1
+
+
+def test_within_its_part_and_over_the_steps_a_sample_is_anywhere():
+    """So that no place of the batch is tied to a noise level."""
+    inside = torch.cat([spread(64, step=step) * 64 % 1 for step in range(50)])
+    assert stats.kstest(inside.numpy(), "uniform").pvalue > 0.01
+    places = torch.stack([spread(64, 1, step) for step in range(1000)], dim=1)
+    pvalues = [stats.kstest(by_step, "uniform").pvalue for by_step in places.numpy()]
+    assert stats.kstest(pvalues, "uniform").pvalue > 0.01
+    assert torch.corrcoef(places[[3, 4]])[0, 1].abs() < 4 / 1000**0.5
+
+
+@pytest.mark.parametrize("key", [dict(seed=1), dict(step=1), dict(name="timer")], ids=str)
+def test_the_parts_change_with_seed_step_and_name(key):
+    parts, others = ((x * 1000).floor() for x in (spread(1000), spread(1000, **key)))
+    assert (parts == others).sum() < 10
+    assert torch.corrcoef(torch.stack([parts, others]))[0, 1].abs() < 4 / 1000**0.5
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_processes_share_the_parts_of_one_batch(world):
+    """Process r has the samples r, r + world, ... as the samplers deal them out."""
+    indices, whole = list(range(100, 124)), Draws(0, range(100, 124), 3).stratified("times")
+    for rank in range(world):
+        places = range(rank, 24, world)
+        mine = Draws(0, indices[rank::world], 3, places, 24)
+        assert torch.equal(mine.stratified("times"), whole[rank::world])
+        plain = Draws(0, indices[rank::world], 3)
+        assert torch.equal(mine.uniform("times"), plain.uniform("times"))
+
+
+@pytest.mark.parametrize(("places", "total"), [([0, 1], 3), ([0, 1, 3], 3), (None, 2)])
+def test_places_outside_the_batch_are_refused(places, total):
+    with pytest.raises(ValueError, match="3 samples need as many places below total"):
+        Draws(0, [5, 6, 7], 0, places, total)

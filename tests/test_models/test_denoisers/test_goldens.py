@@ -7,7 +7,13 @@ W) and videos (B, F, C, H, W) there.
 import pytest
 import torch
 
-from mmsora.diffusion import ClassifierFree, DiscretePath, LearnedRange, NoisePrediction
+from mmsora.diffusion import (
+    ClassifierFree,
+    DiscretePath,
+    LearnedRange,
+    NoisePrediction,
+    Opinions,
+)
 from mmsora.models.layers.embedding import sinusoid
 from mmsora.registry import DENOISERS
 from mmsora.utils.checkpoint import load_denoiser
@@ -93,20 +99,18 @@ def test_dit_guided_on_three_channels(dit, filled):
     x = filled("x", (2, 4, 16, 16)).unsqueeze(2)
     path, prediction = DiscretePath(), LearnedRange(NoisePrediction())
     level = path.at(torch.tensor(543.0), x)
-    outputs = {}
 
-    def estimator(name, label):
-        def denoise(x, level):
-            outputs[name] = dit(x, level.t.float().expand(2), label=torch.tensor(label))
-            return prediction.estimate(path, x, outputs[name], level)
+    def opinion(label):
+        return lambda x, level: dit(x, level.t.float().expand(2), label=torch.tensor(label))
 
-        return denoise
+    def read(x, output, level):
+        return prediction.estimate(path, x, output, level)
 
-    guided = ClassifierFree(scale=4.0, channels=3)(
-        estimator("cond", [3, 7]), estimator("null", [10, 10])
-    )(x, level)
+    first, second = opinion([3, 7]), opinion([10, 10])
+    opinions = Opinions(first, lambda x, level: (first(x, level), second(x, level)), read)
+    guided = ClassifierFree(scale=4.0, channels=3)(opinions)(x, level)
     cond = torch.cat([guided.noise, 2 * guided.log_var_mix - 1], dim=1)
-    null = torch.cat([cond[:, :3], outputs["null"][:, 3:]], dim=1)
+    null = torch.cat([cond[:, :3], second(x, level)[:, 3:]], dim=1)
     assert_golden(torch.cat([cond, null]).squeeze(2), DIT_GUIDED)
     torch.testing.assert_close(guided.x0, (x - level.sigma * guided.noise) / level.alpha)
 
