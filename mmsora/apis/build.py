@@ -16,6 +16,8 @@ from mmsora.utils.user_error import UserError
 
 __all__ = ["build_model", "config_of", "fill"]
 
+FOR_TRAINING = ("alignment.", "diffusion_state.")  # what samples are made without
+
 
 def config_of(checkpoint: dict[str, Any], source: str | Path) -> Config:
     """The config that a checkpoint was trained with.
@@ -60,7 +62,7 @@ def build_model(
     check_config(cfg)
     with user_errors():
         model = MODELS.build(cfg.model)
-        model.init_weights()
+        model.init_weights(to_train=False)
     if checkpoint is not None:
         fill(model, load_checkpoint(checkpoint), checkpoint)
     return model.to(device).eval()
@@ -81,7 +83,9 @@ def fill(
         UserError: The checkpoint holds no weights of such a model.
     """
     if "meta" in content and "state_dict" in content:
-        load_weights(model, content["state_dict"], source)
+        state = {k: v for k, v in content["state_dict"].items() if not k.startswith(FOR_TRAINING)}
+        own = {k: v for k, v in model.state_dict().items() if k.startswith(FOR_TRAINING)}
+        load_weights(model, {**state, **own}, source)
         if use_ema and "ema" in content:
             load_weights(model.denoiser, content["ema"], source)
         return

@@ -169,7 +169,9 @@ class SoraRunner(Runner):
             self.logger.info(f"loaded {filename}")
         else:
             denoiser: Any = denoiser_of(self)
-            report = load_denoiser(denoiser, checkpoint, filename)
+            alignment = getattr(self.bare_model, "alignment", None)
+            projector = getattr(alignment, "projector", None)
+            report = load_denoiser(denoiser, checkpoint, filename, projector)
             if getattr(self.bare_model.conditioner, "drop_prob", 0):
                 denoiser.knows_null = True  # training teaches it from here on
             for what, keys in report._asdict().items():

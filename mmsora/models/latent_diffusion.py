@@ -5,18 +5,27 @@ from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 import torch
+from mmengine.dist import get_dist_info
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mmsora.diffusion.process import Diffusion
+from mmsora.models.alignments.representation import RepresentationAlignment
 from mmsora.models.conditioners.conditioner import Conditioner
+from mmsora.models.layers.patch import grid_of
+from mmsora.models.layers.transformer import VideoTransformer
 from mmsora.models.vaes.vae import VAE
 from mmsora.registry import CONDITIONERS, DENOISERS, MODELS, SCHEDULERS, VAES
 from mmsora.structures.video_sample import VideoSample
+from mmsora.utils.checkpoint import load_denoiser
 from mmsora.utils.draws import Draws
+from mmsora.utils.user_error import UserError
 
 __all__ = ["Denoiser", "LatentDiffusion"]
+
+
+FROZEN = ("vae.", "weak.", "alignment.encoder.")
 
 
 class Denoiser(Protocol):
@@ -38,11 +47,17 @@ class LatentDiffusion(BaseModel):
         data_preprocessor: Config of what makes a batch of clips.
         freeze: Regular expression; parameters of the denoiser whose names it is found in are not
             trained.
+        weak: A weaker network for guidance that asks for one: ``denoiser``, its config, and
+            ``checkpoint``, a file of its weights.
+        alignment: Config of what pulls the states of a transformer towards an encoder's features
+            while it trains.
     """
 
     denoiser: nn.Module
     vae: VAE
     conditioner: Conditioner | None
+    weak: nn.Module | None
+    alignment: RepresentationAlignment | None
 
     def __init__(
         self,
@@ -52,6 +67,8 @@ class LatentDiffusion(BaseModel):
         conditioner: dict | None = None,
         data_preprocessor: dict | None = None,
         freeze: str | None = None,
+        weak: dict | None = None,
+        alignment: dict | None = None,
     ) -> None:
         super().__init__(data_preprocessor or {"type": "mmsora.VideoPreprocessor"})
         self.denoiser = DENOISERS.build(denoiser)
@@ -59,17 +76,27 @@ class LatentDiffusion(BaseModel):
         self.vae.requires_grad_(False)
         self.conditioner = CONDITIONERS.build(conditioner) if conditioner else None
         self.diffusion: Diffusion = SCHEDULERS.build(diffusion)
+        self.diffusion_state = _modules_of(self.diffusion)
         self._check_classes()
         if freeze is not None:
             self._freeze(freeze)
+        self.weak = self._build_weak(weak) if weak else None
+        self.alignment = self._build_alignment(alignment) if alignment else None
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Without the frozen VAE, whose weights are read anew from its own files."""
+        """Without what is frozen, whose weights are read anew from their own files."""
         state = super().state_dict(*args, **kwargs)
-        prefix = kwargs.get("prefix", "") + "vae."
-        for key in [key for key in state if key.startswith(prefix)]:
+        prefixes = tuple(kwargs.get("prefix", "") + part for part in FROZEN)
+        for key in [key for key in state if key.startswith(prefixes)]:
             del state[key]
         return state
+
+    def train(self, mode: bool = True) -> "LatentDiffusion":
+        """The weaker network stays in eval mode."""
+        super().train(mode)
+        if self.weak is not None:
+            self.weak.train(False)
+        return self
 
     def _freeze(self, pattern: str) -> None:
         frozen = [(k, v) for k, v in self.denoiser.named_parameters() if re.search(pattern, k)]
@@ -88,11 +115,50 @@ class LatentDiffusion(BaseModel):
                 "they must be equal"
             )
 
-    def init_weights(self) -> None:
-        """Load what parts read from files. The denoiser was initialised when it was made."""
+    def _build_weak(self, config: dict) -> nn.Module:
+        if set(config) != {"denoiser", "checkpoint"}:
+            raise ValueError(
+                f"weak is dict(denoiser=dict(type=...), checkpoint=FILE); got {', '.join(config)}"
+            )
+        weak = DENOISERS.build(config["denoiser"]).requires_grad_(False).eval()
+        for name in ("in_channels", "out_channels", "num_classes"):
+            theirs, ours = getattr(weak, name, None), getattr(self.denoiser, name, None)
+            if theirs != ours:
+                raise ValueError(
+                    f"the weak denoiser has {name}={theirs} and the denoiser {name}={ours}; they "
+                    "must be equal"
+                )
+        self._weak_checkpoint: str = config["checkpoint"]
+        return weak
+
+    def _build_alignment(self, config: dict) -> RepresentationAlignment:
+        if not isinstance(self.denoiser, VideoTransformer):
+            raise ValueError(
+                f"alignment needs a transformer as denoiser, such as DiT or Latte; "
+                f"{type(self.denoiser).__name__} has no blocks to take tokens from"
+            )
+        alignment = MODELS.build(config, default_args={"width": self.denoiser.width})
+        with self.denoiser.tap(alignment.block):  # or there is no such block
+            return alignment
+
+    def init_weights(self, to_train: bool = True) -> None:
+        """Load what parts read from files. The denoiser was initialised when it was made.
+
+        Args:
+            to_train: Load also what only training needs.
+        """
         self.vae.init_weights()
         if self.conditioner is not None:
             self.conditioner.init_weights()
+        if self.weak is not None:
+            kept = load_denoiser(self.weak, self._weak_checkpoint).kept
+            if "embed_label.weight" in kept:
+                raise UserError(
+                    f"weak.checkpoint {self._weak_checkpoint} has no labels for "
+                    f"num_classes={self.weak.num_classes}; take one of the same classes"
+                )
+        if self.alignment is not None and to_train:
+            self.alignment.init_weights()
 
     @property
     def device(self) -> torch.device:
@@ -133,7 +199,10 @@ class LatentDiffusion(BaseModel):
                 "no seed or iteration in MMEngine's MessageHub: outside of a Runner call "
                 "loss(inputs, data_samples, Draws(seed, indices, step))"
             )
-        return Draws(seed, [sample.index for sample in samples], step)
+        rank, world = get_dist_info()  # samplers deal samples out in turn
+        total = len(samples) * world
+        places = range(rank, total, world)
+        return Draws(seed, [sample.index for sample in samples], step, places, total)
 
     def loss(
         self, inputs: Tensor, data_samples: Sequence[VideoSample], draws: Draws
@@ -146,12 +215,21 @@ class LatentDiffusion(BaseModel):
             draws: Their random numbers at this step.
 
         Returns:
-            ``loss_diffusion`` of each sample, (B,).
+            ``loss_diffusion``, and ``loss_alignment`` where there is one, of each sample, (B,).
         """
         with torch.no_grad():
             x0 = self.vae.encode(inputs, draws).float()  # autocast makes it less
         cond = self._condition(data_samples, draws)
-        return {"loss_diffusion": self.diffusion.loss(self.denoiser, x0, cond, draws)}
+        if self.alignment is None:
+            return {"loss_diffusion": self.diffusion.loss(self.denoiser, x0, cond, draws)}
+        denoiser = cast(VideoTransformer, self.denoiser)
+        with denoiser.tap(self.alignment.block) as tokens:
+            loss = self.diffusion.loss(denoiser, x0, cond, draws)
+        grid = grid_of(x0.shape[2:], denoiser.patch)
+        return {
+            "loss_diffusion": loss,
+            "loss_alignment": self.alignment(tokens[-1], inputs, grid),
+        }
 
     def _condition(
         self, samples: Sequence[VideoSample], draws: Draws | None = None
@@ -161,7 +239,7 @@ class LatentDiffusion(BaseModel):
         return self._here(self.conditioner(samples, draws))
 
     def _null(self, batch: int) -> dict[str, Tensor] | None:
-        if self.conditioner is None:
+        if self.conditioner is None or self.diffusion.guidance.second != "null":
             return None
         if not getattr(self.denoiser, "knows_null", True):
             if getattr(self.diffusion.guidance, "scale", 1) != 1:
@@ -199,7 +277,21 @@ class LatentDiffusion(BaseModel):
         shape = (batch, made_for.in_channels, *latent_size)
         noise = draws.normal("start", torch.empty(shape, device=self.device))
         latent = self.diffusion.sample(
-            self.denoiser, noise, self._condition(data_samples), self._null(batch), draws
+            self.denoiser,
+            noise,
+            self._condition(data_samples),
+            self._null(batch),
+            draws,
+            self.weak,
         )
         video = self.vae.decode(latent)
         return (video * 127.5 + 128).clamp(0, 255).to(torch.uint8)  # rounds half up
+
+
+def _modules_of(diffusion: Diffusion) -> nn.ModuleDict:
+    """The parts of a process that learn or remember, to be trained, moved and saved."""
+    parts = {
+        "weighting": getattr(diffusion.loss_function, "weighting", None),
+        "train_times": diffusion.train_times,
+    }
+    return nn.ModuleDict({k: part for k, part in parts.items() if isinstance(part, nn.Module)})

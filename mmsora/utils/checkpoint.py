@@ -148,7 +148,10 @@ class LoadReport(NamedTuple):
 
 
 def load_denoiser(
-    denoiser: nn.Module, source: str | Path | Mapping[str, Any], name: str | None = None
+    denoiser: nn.Module,
+    source: str | Path | Mapping[str, Any],
+    name: str | None = None,
+    projector: nn.Module | None = None,
 ) -> LoadReport:
     """Load weights of ours, or those of the public DiT, SiT and Latte, into a denoiser.
 
@@ -162,6 +165,7 @@ def load_denoiser(
         denoiser: Where to. ``public_keys`` of its class maps public names to its own.
         source: A file, or its content.
         name: What messages call the source; a file is called by its path.
+        projector: Takes the file's REPA projector where it fits; without one that is left out.
 
     Returns:
         What was not loaded straight.
@@ -172,7 +176,8 @@ def load_denoiser(
     name = name or ("the state dict" if isinstance(source, Mapping) else str(source))
     content = source if isinstance(source, Mapping) else load_checkpoint(source)
     keys = getattr(denoiser, "public_keys", ())
-    weights = {_our_name(k, keys): v for k, v in _weights_in(content).items()}
+    found = _numbered_on(_weights_in(content))
+    weights = {_our_name(k, keys): v for k, v in found.items()}
     if not weights:
         raise UserError(f"{name} holds no weights of a denoiser")
     own = denoiser.state_dict()
@@ -186,7 +191,24 @@ def load_denoiser(
     if "embed_label.weight" in fitted:
         rows = len(weights["embed_label.weight"])
         cast(Any, denoiser).knows_null = rows == len(own["embed_label.weight"])
+    if projector is not None:
+        _load_projector(projector, content, report)
     return report
+
+
+def _load_projector(projector: nn.Module, content: Mapping[str, Any], report: LoadReport) -> None:
+    """Load the first of a public file's projectors, or ours, where it fits; report where not."""
+    found: dict[str, Tensor] = {}
+    for part in (content, *(content.get(name) for name in ("ema", "model", "state_dict"))):
+        for key, value in part.items() if isinstance(part, Mapping) else ():
+            if match := re.fullmatch(PROJECTOR, key):
+                found.setdefault(match[1], value)
+    own = projector.state_dict()
+    if {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in own.items()}:
+        projector.load_state_dict(found)
+        report.unused[:] = [key for key in report.unused if not key.startswith("projectors.0.")]
+    else:
+        report.kept.append("alignment.projector")
 
 
 def _matched(
@@ -200,7 +222,8 @@ def _matched(
         if fit is not None:
             fitted[key] = fit
             if fit.numel() != value.numel() or (key == "pos_embed" and fit.ne(value).any()):
-                report.changed.append(f"{key} {tuple(value.shape)} -> {tuple(fit.shape)}")
+                note = " (the variance is left out)" if key.startswith("head.") else ""
+                report.changed.append(f"{key} {tuple(value.shape)} -> {tuple(fit.shape)}{note}")
         elif key.startswith(OPTIONAL):
             report.unused.append(key)
         elif key in own:
@@ -218,6 +241,8 @@ def _matched(
 # What may be missing or left over: tables, labels, and REPA's projectors.
 OPTIONAL = ("pos_embed", "temp_embed", "embed_label.", "projectors.")
 
+PROJECTOR = r"(?:module\.)?(?:projectors\.0|alignment\.projector)\.(.+)"
+
 
 def _weights_in(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """The denoiser's weights in any container, averaged ones first."""
@@ -229,6 +254,18 @@ def _weights_in(content: Mapping[str, Any]) -> dict[str, Tensor]:
     if any(key.startswith("denoiser.") for key in found):
         found = {k[9:]: v for k, v in found.items() if k.startswith("denoiser.")}
     return found
+
+
+def _numbered_on(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """REPA's first files count the blocks after the projector anew, as ``decoder_blocks``."""
+    if not any(key.startswith("decoder_blocks.") for key in weights):
+        return weights
+    first = len({key.split(".")[1] for key in weights if key.startswith("blocks.")})
+
+    def name(key: str) -> str:
+        return re.sub(r"^decoder_blocks\.(\d+)", lambda m: f"blocks.{int(m[1]) + first}", key)
+
+    return {name(key): value for key, value in weights.items()}
 
 
 def _our_name(key: str, public_keys: Sequence[tuple[str, str]]) -> str:

@@ -51,7 +51,8 @@ def test_a_file_is_at_most_a_page_and_says_what_it_is(path):
 def test_one_dialect_and_no_place_of_one_machine(path):
     text = path.read_text(encoding="utf-8")
     assert not re.search(r"^_base_\b", text, re.MULTILINE)
-    assert "_delete_" not in text, "the base was the wrong base"
+    code = text.replace(ast.get_docstring(ast.parse(text), clean=False), "")
+    assert "_delete_" not in code, "the base was the wrong base"
     assert not re.search(r"""["'](/|~|[A-Za-z]:\\\\)""", text), "an absolute path"
 
 

@@ -6,10 +6,14 @@ from mmengine.logging import MessageHub
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from mmsora.models import VAE
-from mmsora.registry import MODELS
+from mmsora.diffusion import UniformTimes, Weighting
+from mmsora.models import VAE, latent_diffusion
+from mmsora.registry import DENOISERS, MODELS
 from mmsora.structures.video_sample import VideoSample
+from mmsora.utils.checkpoint import load_checkpoint, save_checkpoint
+from mmsora.utils.config_check import check_config
 from mmsora.utils.draws import Draws
+from mmsora.utils.user_error import UserError
 
 INDICES = [5, 17, 2, 900]
 LABELS = [3, 7, 0, 9]
@@ -213,3 +217,142 @@ def test_the_vae_reads_its_weights_late_and_never_learns(build):
     losses(model, [0]).sum().backward()
     assert model.vae.scale.grad is None
     assert not model.vae.scale.requires_grad
+
+
+# A weaker network
+
+
+@pytest.fixture
+def weak(tiny_config, fill_weights, tmp_path):
+    """A file of weights, and what makes the tiny config guide by them."""
+    init_default_scope("mmsora")
+    denoiser = {**tiny_config().model.denoiser, "depth": 4, "width": 8}
+    weights = fill_weights(DENOISERS.build(denoiser)).state_dict()
+    save_checkpoint({"meta": {}, "ema": weights, "state_dict": {}}, tmp_path / "weak.pth")
+    return {
+        "model.weak": dict(denoiser=denoiser, checkpoint=str(tmp_path / "weak.pth")),
+        "model.diffusion.guidance": dict(type="Autoguidance", scale=2.0),
+    }
+
+
+def test_the_weaker_network_guides(build, weak):
+    model, plain = build(weak), build()
+    model.init_weights()
+    told = []
+    for name in ("denoiser", "weak"):
+        getattr(model, name).register_forward_hook(
+            lambda module, args, kwargs, out, name=name: told.append((name, args, kwargs, out)),
+            with_kwargs=True,
+        )
+    video = model.predict(annotations([0, 1], [3, 7]))
+    assert [call[0] for call in told] == ["denoiser", "weak"] * 3
+    for (_, args, kwargs, _), (_, other_args, other_kwargs, _) in pairs(told):
+        assert all(map(torch.equal, args, other_args))
+        assert kwargs["label"].tolist() == other_kwargs["label"].tolist() == [3, 7]
+    assert not close_in_grey(video, plain.predict(annotations([0, 1], [3, 7])))
+
+
+def pairs(calls):
+    return zip(calls[::2], calls[1::2], strict=True)
+
+
+def test_it_is_frozen_read_late_and_not_saved(build, weak, tiny_config, tmp_path):
+    init_default_scope("mmsora")
+    model = MODELS.build(tiny_config(weak).model).train()
+    weights = load_checkpoint(tmp_path / "weak.pth")["ema"]
+    assert not torch.equal(model.weak.head.weight, weights["head.weight"])
+    model.init_weights()
+    assert all(torch.equal(value, weights[key]) for key, value in model.weak.state_dict().items())
+    assert model.denoiser.training
+    assert not model.weak.training
+    assert not any(weight.requires_grad for weight in model.weak.parameters())
+    assert model.state_dict().keys() == build().state_dict().keys()
+    assert losses(model, [0, 1]).shape == (2,)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"num_classes": 5}, "weak denoiser has num_classes=5 and the denoiser num_classes=10"),
+    ({"out_channels": 2}, "weak denoiser has out_channels=2 and the denoiser out_channels=1"),
+])  # fmt: skip
+def test_the_weaker_network_is_told_and_says_the_same(build, weak, changes, message):
+    weak["model.weak"]["denoiser"].update(changes)
+    with pytest.raises(ValueError, match=message):
+        build(weak)
+
+
+def test_the_weaker_network_needs_its_weights(build, weak, tiny_config):
+    del weak["model.weak"]["checkpoint"]
+    with pytest.raises(ValueError, match=r"weak is dict\(denoiser=.*, checkpoint=FILE\); got den"):
+        build(weak)
+    weak["model.weak"] |= {"checkpoint": "x.pth", "chekpoint": "y.pth"}
+    with pytest.raises(UserError, match="model.weak.chekpoint.* did you mean 'checkpoint'"):
+        check_config(tiny_config(weak))
+
+
+def test_a_weaker_network_of_other_classes_is_refused(build, weak, tmp_path):
+    content = load_checkpoint(tmp_path / "weak.pth")
+    content["ema"]["embed_label.weight"] = content["ema"]["embed_label.weight"][:5]
+    save_checkpoint(content, tmp_path / "weak.pth")
+    with pytest.raises(UserError, match=r"weak\.pth has no labels for num_classes=10"):
+        build(weak).init_weights()
+
+
+def test_a_model_without_a_row_for_none_may_have_a_weaker_one(build, weak):
+    """Its guidance takes no condition away."""
+    model = build(weak)
+    model.denoiser.knows_null = False
+    assert model.predict(annotations()).shape == (4, 1, 2, 8, 8)
+
+
+# Parts of the process that learn or remember
+
+
+class Learned(Weighting, nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def __call__(self, path, prediction, t, errors):
+        self.seen += len(errors)
+        return errors * self.scale
+
+
+class Remembering(UniformTimes, nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("last", torch.zeros(()))
+
+
+def test_what_learns_in_the_process_is_trained_moved_and_saved(build):
+    changes = {
+        "model.diffusion.loss": dict(type="MSE", weighting=dict(type=Learned)),
+        "model.diffusion.train_times": dict(type=Remembering),
+    }
+    model, plain = build(changes), build({"model.diffusion.train_times": dict(type=UniformTimes)})
+    weighting = model.diffusion.loss_function.weighting
+    weighting.scale.data.fill_(2.0)  # after the fill
+    assert dict(model.named_parameters())["diffusion_state.weighting.scale"] is weighting.scale
+    torch.testing.assert_close(losses(model, [0, 1]), 2 * losses(plain, [0, 1]))
+    losses(model, [0]).mean().backward()
+    assert weighting.scale.grad > 0
+    state = model.state_dict()
+    assert state["diffusion_state.weighting.seen"] == 3
+    assert "diffusion_state.train_times.last" in state
+    assert not [key for key in plain.state_dict() if "diffusion_state" in key]
+    model.double()
+    assert weighting.seen.dtype == torch.float64  # it goes where the model goes
+
+
+def test_a_sample_knows_its_place_in_the_batch_of_all_processes(build, monkeypatch):
+    model, given = build(), []
+    hub = MessageHub.get_instance("test_places")
+    hub.update_info("seed", 0)
+    hub.update_info("iter", 3)
+    monkeypatch.setattr(latent_diffusion, "get_dist_info", lambda: (1, 3))
+    model.loss = lambda inputs, samples, draws: given.append(draws)
+    model(clips(), annotations(), mode="loss")
+    expected = Draws(0, INDICES, 3, places=[1, 4, 7, 10], total=12)
+    assert torch.equal(given[0].stratified("times"), expected.stratified("times"))
+    other = Draws(0, INDICES, 3, places=[0, 3, 6, 9], total=12)
+    assert not torch.equal(given[0].stratified("times"), other.stratified("times"))

@@ -1,6 +1,7 @@
 """What the transformers of the DiT family share: everything but the order of their blocks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,7 @@ class VideoTransformer(nn.Module):
         num_classes: Class labels; label ``num_classes`` means none. 0 is unconditional.
     """
 
+    blocks: nn.ModuleList
     pos_embed: Tensor
     public_keys = PUBLIC_KEYS
     knows_null = True  # whether the label table has a row for "none"
@@ -55,6 +57,7 @@ class VideoTransformer(nn.Module):
     ) -> None:
         super().__init__()
         frames, height, columns = size
+        self.width = width
         self.in_channels, self.out_channels = in_channels, out_channels
         self.size, self.num_classes = (frames, height, columns), num_classes
         span, down, across = (1, patch, patch) if isinstance(patch, int) else patch
@@ -110,6 +113,31 @@ class VideoTransformer(nn.Module):
         if (rows, columns) != self.grid[1:]:
             table = sincos_2d(rows, columns, table.shape[-1]).to(table)
         return self.embed(x) + table
+
+    @contextmanager
+    def tap(self, block: int) -> Iterator[list[Tensor]]:
+        """Collects the tokens (B, t, h w, width) after so many blocks, of every call within.
+
+        Args:
+            block: How many blocks, at least 1.
+
+        Yields:
+            The list that they are put into.
+
+        Raises:
+            ValueError: There is no such block.
+        """
+        if not 1 <= block <= len(self.blocks):
+            raise ValueError(
+                f"block must be 1 to {len(self.blocks)}, the blocks of the {type(self).__name__}; "
+                f"got {block}"
+            )
+        found: list[Tensor] = []
+        hook = self.blocks[block - 1].register_forward_hook(lambda *call: found.append(call[-1]))
+        try:
+            yield found
+        finally:
+            hook.remove()
 
     def output(self, tokens: Tensor, condition: Tensor, size: Sequence[int]) -> Tensor:
         """Tokens (B, t, h w, width) to (B, out_channels, T, H, W) of ``size`` (T, H, W)."""
