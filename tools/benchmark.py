@@ -4,6 +4,8 @@
     python tools/benchmark.py network
     python tools/benchmark.py network --device cuda --models DiT-XL/2 Latte-XL/2 --depth 0 \\
         --what inference train-bf16 memory step --peak-tflops 989
+    python tools/benchmark.py methods --budget 2000 --clips 50
+    python tools/benchmark.py samplers --plot docs/assets/samplers.png
 """
 
 import argparse
@@ -24,6 +26,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     runner.add_argument("--rounds", type=int, default=5, help="rounds, the two in turn")
     network = commands.add_parser("network", help="our denoisers beside a textbook's")
     add_network(network)
+    add_methods(commands.add_parser("methods", help="what trains fastest on the quickstart"))
+    add_samplers(commands.add_parser("samplers", help="few steps beside the published 250"))
     return parser.parse_args(argv)
 
 
@@ -42,6 +46,33 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     add("--out", help="JSON file to write")
 
 
+def add_methods(parser: argparse.ArgumentParser) -> None:
+    """Options of ``methods``."""
+    from mmsora.utils.cli_options import key_values
+
+    add = parser.add_argument
+    add("--methods", nargs="+", default=[], help="as METHODS names them; default all")
+    add("--budget", type=int, default=2000, help="iterations; some methods take several budgets")
+    add("--clips", type=int, default=50, help="to read at each evaluation")
+    add("--final-clips", type=int, help="to read at the last; default as many as at the others")
+    add("--precision", choices=["off", "bf16"], help="default: the faster one here")
+    add("--seed", type=int, default=0, help="of the training")
+    add("--config", default="configs/quickstart/latte_moving_digits.py")
+    add("--cfg-options", nargs="+", type=key_values, default=[], metavar="KEY=VALUE")
+    add("--work-dir", default="work_dirs/methods")
+    add("--out", default="work_dirs/methods/methods.json", help="methods in it are not run again")
+
+
+def add_samplers(parser: argparse.ArgumentParser) -> None:
+    """Options of ``samplers``."""
+    add = parser.add_argument
+    add("--samples", type=int, default=4096, help="of the toy")
+    add("--rounds", type=int, default=15, help="of the bookkeeping, the loops in turn")
+    add("--quick", action="store_true", help="few samples: to see that it runs")
+    add("--plot", help="PNG file to write")
+    add("--out", help="JSON file to write")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark asked for."""
     args = parse_args(argv)
@@ -49,6 +80,17 @@ def main(argv: list[str] | None = None) -> int:
         from benchmarks.network import benchmark_network
 
         return benchmark_network(args)
+    if args.command == "methods":
+        from benchmarks.methods import benchmark_methods
+
+        from mmsora.utils.user_error import user_errors_as_one_line
+
+        with user_errors_as_one_line():
+            return benchmark_methods(args)
+    if args.command == "samplers":
+        from benchmarks.samplers import benchmark_samplers
+
+        return benchmark_samplers(args)
     from benchmarks.runner import benchmark_runner
 
     benchmark_runner(args.iters, args.rounds)

@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmsora.datasets.file_dataset import FileDataset, scan_classes
+from mmsora.datasets.file_dataset import (
+    VIDEO_EXTENSIONS,
+    FileDataset,
+    read_lines,
+    scan_classes,
+)
 from mmsora.registry import DATASETS
 from mmsora.utils.user_error import UserError
 
-__all__ = ["VIDEO_EXTENSIONS", "ClassFolderVideos", "read_classes", "read_split"]
-
-VIDEO_EXTENSIONS = (".avi", ".mp4", ".mkv", ".webm", ".mov")
+__all__ = ["ClassFolderVideos", "read_classes", "read_split"]
 
 
 @DATASETS.register_module()
@@ -83,7 +86,7 @@ def read_split(path: str | Path) -> list[str]:
         UserError: The list cannot be read or is empty.
     """
     names = []
-    for line in _lines(path):
+    for line in read_lines(path):
         name, *number = line.rsplit(maxsplit=1)
         names.append(name if number and number[0].isdigit() else line)
     return names
@@ -102,18 +105,7 @@ def read_classes(path: str | Path) -> list[str]:
         UserError: The list cannot be read or is empty.
     """
     names = []
-    for line in _lines(path):
+    for line in read_lines(path):
         number, *name = line.split(maxsplit=1)
         names.append(name[0] if name and number.isdigit() else line)
     return names
-
-
-def _lines(path: str | Path) -> list[str]:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise UserError(f"{path}: an empty list")
-    return lines

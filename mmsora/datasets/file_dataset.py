@@ -10,11 +10,15 @@ import torch
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
+from mmsora.datasets.buckets import BucketIndex
 from mmsora.utils.draws import Draws
 from mmsora.utils.user_error import UserError
 from mmsora.utils.video_io import MediaError
 
-__all__ = ["FileDataset", "scan_classes"]
+__all__ = ["IMAGE_EXTENSIONS", "VIDEO_EXTENSIONS", "FileDataset", "read_lines", "scan_classes"]
+
+VIDEO_EXTENSIONS = (".avi", ".mp4", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".gif")
+IMAGE_EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp")
 
 
 class FileDataset(BaseDataset):
@@ -25,8 +29,10 @@ class FileDataset(BaseDataset):
     the number is the sample's own, from which its noise derives. ``EpochSampler`` gives such
     numbers; with MMEngine's samplers every epoch repeats the choices of the first.
 
-    A sample that the pipeline refuses, or with ``on_error='skip'`` one that cannot be read, is
-    replaced by the next one of the list. Each is named once in the log.
+    A sample that the pipeline refuses, or with ``on_error='skip'`` one that cannot be read, counts
+    for nothing: the next one of the list keeps its place in the batch, with ``weight`` 0. So in
+    each epoch each good file counts exactly once, whatever the number of processes and workers.
+    Each file left out is named once in the log; a list without it saves the time that it takes.
 
     Args:
         data_root: Folder that the paths of the files start from.
@@ -82,7 +88,7 @@ class FileDataset(BaseDataset):
         if idx < 0:
             raise IndexError(f"samples are counted from 0, got {idx}")
         for shift in range(len(self)):
-            data = self.prepare_data(int(idx), shift)
+            data = self.prepare_data(idx, shift)
             if data is not None:
                 return data
         raise UserError(f"{self.data_root}: none of {len(self)} files gives a sample")
@@ -100,28 +106,60 @@ class FileDataset(BaseDataset):
         Raises:
             MediaError: The file cannot be read, and ``on_error`` is ``raise``.
         """
-        epoch, index = divmod(idx, len(self))
+        epoch, index = divmod(int(idx), len(self))
         number = (index + shift) % len(self)
         results = self.get_data_info(number)
         path = results["path"] = os.path.join(self.data_root, results["path"])
-        results["index"], results["test_mode"] = idx, self.test_mode
+        results["index"], results["test_mode"] = int(idx), self.test_mode
         results["draws"] = Draws(self.seed, [index], epoch)
+        if shift:
+            results["weight"] = 0.0
+        if isinstance(idx, BucketIndex):
+            results["bucket"] = idx.size
         try:
+            self.fetch(results)
             data = self.pipeline(results)
         except MediaError as error:
             if self.on_error == "raise":
                 raise
-            data, results["refused"] = None, error.cause
-        if data is None and not self._skipped[number]:
+            data, results["refused"] = None, error
+        if data is None and not shift and not self._skipped[number]:
             self._skipped[number] = True
             cause = results.get("refused", "refused by the pipeline")
             print_log(
-                f"skipped {path}: {cause}; the next file takes its place "
+                f"skipped {path}: {getattr(cause, 'cause', cause)}; it counts for nothing "
                 f"({self.num_skipped} of {len(self)} skipped so far)",
                 logger="current",
                 level=logging.WARNING,
             )
         return data
+
+    def fetch(self, results: dict[str, Any]) -> None:
+        """What comes before the pipeline: subclasses whose samples are no files add to it."""
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text file that are not empty, without the space around them.
+
+    Args:
+        path: The file, UTF-8.
+
+    Returns:
+        At least one line.
+
+    Raises:
+        UserError: The file cannot be read or is empty.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason})") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"{path}: an empty list")
+    return lines
 
 
 def scan_classes(root: str | Path, extensions: Sequence[str]) -> dict[str, list[str]]:

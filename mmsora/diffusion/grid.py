@@ -44,7 +44,7 @@ class SpacedGrid(Grid):
 
     * ``linspace``: first and last level included, to the last bit those of iDDPM's
       ``create_diffusion(str(num_steps))`` (arXiv:2102.09672). A single step starts at the
-      noisiest level, where iDDPM would take the cleanest.
+      noisiest level; iDDPM's is the cleanest, ``num_steps=[1]``.
     * ``leading``: every so many levels from 0 on, iDDPM's ``create_diffusion("ddimN")``.
 
     Args:
@@ -76,6 +76,7 @@ class SpacedGrid(Grid):
                 f"last_step must be positive and the last of two steps or more, got {last_step} "
                 f"with num_steps={num_steps}"
             )
+        self.from_noise = num_steps == 1
         self.num_steps, self.spacing = sum(self.sections), spacing
         self.span, self.last_step = span, last_step
 
@@ -106,7 +107,7 @@ class SpacedGrid(Grid):
 
     def _linspace(self, num_levels: int) -> list[int]:
         _check_they_fit(self.num_steps, num_levels)
-        if self.sections == [1]:
+        if self.from_noise:
             return [num_levels - 1]
         size, extra = divmod(num_levels, len(self.sections))
         levels: list[int] = []

@@ -337,6 +337,11 @@ def test_spacings(spacing, steps):
     assert sum(levels) == total
 
 
+def test_a_section_of_one_step_is_its_cleanest_level():
+    assert D.SpacedGrid([1])(D.DiscretePath()).tolist() == [0, -1]
+    assert D.SpacedGrid([1, 1])(D.DiscretePath()).tolist() == [500, 0, -1]
+
+
 def test_spacings_that_are_none():
     with pytest.raises(ValueError, match="no whole stride over 1000 levels makes exactly 300"):
         D.SpacedGrid(300, "leading")(D.DiscretePath())

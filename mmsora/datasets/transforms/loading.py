@@ -1,5 +1,12 @@
-"""From files to frames."""
+"""From files to frames.
 
+``path`` may be a video or an image, which is a video of one frame. Datasets whose samples are no
+such files say so: ``frame_files`` names one file for each frame, ``media`` is a file's content,
+``cut`` the part (begin, end) of the frames that is the sample, and ``crop`` the part (left, right,
+top, bottom) of each.
+"""
+
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +17,40 @@ from mmsora.utils.video_io import MediaError, probe_video, read_image, read_vide
 
 __all__ = ["DecodeVideo", "LoadImage", "SampleFrames"]
 
-RULES = ("stride", "linspace")
+RULES = ("stride", "linspace", "slice")
 SHORT = ("raise", "skip", "loop")
+PHOTOS = (".jpeg", ".jpg", ".bmp")  # the other formats of images may hold films
+
+
+def _source(results: dict[str, Any]) -> Any:
+    return results.get("media", results["path"])
+
+
+def _is_photo(results: dict[str, Any]) -> bool:
+    return Path(results["path"]).suffix.lower() in PHOTOS
+
+
+def _extent(results: dict[str, Any]) -> tuple[int, int]:
+    """The first frame of a sample, and how many there are."""
+    if "frame_files" in results:
+        total = len(results["frame_files"])
+    else:
+        total = 1 if _is_photo(results) else probe_video(_source(results)).frames
+    begin, end = results.get("cut") or (0, total)
+    if not 0 <= begin < min(end, total):
+        raise MediaError(results["path"], f"frames {begin} to {end} of {total} are no clip")
+    return begin, min(end, total) - begin
+
+
+def _read_files(files: list[str]) -> np.ndarray:
+    """One frame for each file."""
+    read = {file: read_image(file) for file in dict.fromkeys(files)}
+    shape = read[files[0]].shape
+    for file, frame in read.items():
+        if frame.shape != shape:
+            sizes = " x ".join(map(str, frame.shape[:2])), " x ".join(map(str, shape[:2]))
+            raise MediaError(file, f"{sizes[0]} pixels, {files[0]} is {sizes[1]}")
+    return np.stack([read[file] for file in files])
 
 
 @TRANSFORMS.register_module()
@@ -28,6 +67,8 @@ class SampleFrames(BaseTransform):
             window of ``num_frames * stride`` frames, rounded down, so that distances differ
             by one; the window never ends with the video's last frame, and is the whole video
             where that is shorter than the window.
+            ``slice``: as Latte's SkyTimelapse and Taichi-HD loaders do it. Every ``stride``-th
+            frame of such a window.
         short: What to do with a video that has too few frames, which is fewer than the clip
             spans by ``stride`` and fewer than ``num_frames`` by ``linspace``: ``raise`` an
             error, ``skip`` it (another sample takes its place), or ``loop`` it.
@@ -55,7 +96,7 @@ class SampleFrames(BaseTransform):
 
     def last_start(self, total: int) -> int:
         """The latest frame that a clip of a video of ``total`` frames starts at."""
-        if self.rule == "linspace":
+        if self.rule != "stride":
             return max(total - self.num_frames * self.stride - 1, 0)
         return total - self._span
 
@@ -67,7 +108,7 @@ class SampleFrames(BaseTransform):
         return start + self.stride * np.arange(self.num_frames)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
-        frames = probe_video(results["path"]).frames
+        begin, frames = _extent(results)
         total = frames
         if frames < self.needed:
             cause = (
@@ -84,7 +125,7 @@ class SampleFrames(BaseTransform):
         if not results["test_mode"]:
             choices = self.last_start(total) + 1
             start = int(results["draws"].uniform("clip start").item() * choices)
-        results["frame_indices"] = self.indices(total, start) % frames
+        results["frame_indices"] = begin + self.indices(total, start) % frames
         return results
 
 
@@ -93,8 +134,31 @@ class DecodeVideo(BaseTransform):
     """Reads ``frame_indices``, or all frames without them: ``path`` gives ``frames``."""
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        results["frames"] = read_video(results["path"], results.get("frame_indices"))
+        numbers = results.get("frame_indices")
+        if numbers is None and results.get("cut"):
+            begin, count = _extent(results)
+            numbers = np.arange(begin, begin + count)
+        if "frame_files" in results:
+            files = results["frame_files"]
+            frames = _read_files(files if numbers is None else [files[i] for i in numbers])
+        elif _is_photo(results):
+            frames = read_image(_source(results))[None]
+            frames = frames if numbers is None else frames[numbers]
+        else:
+            frames = read_video(_source(results), numbers)
+        if results.get("crop"):
+            frames = self._crop(frames, results)
+        results["frames"] = frames
         return results
+
+    @staticmethod
+    def _crop(frames: np.ndarray, results: dict[str, Any]) -> np.ndarray:
+        left, right, top, bottom = results["crop"]
+        height, width = frames.shape[1:3]
+        if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+            cause = f"crop {results['crop']} does not fit frames of {height} x {width} pixels"
+            raise MediaError(results["path"], cause)
+        return frames[:, top:bottom, left:right]
 
 
 @TRANSFORMS.register_module()
@@ -102,5 +166,5 @@ class LoadImage(BaseTransform):
     """Reads an image as a video of one frame: ``path`` gives ``frames``."""
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        results["frames"] = read_image(results["path"])[None]
+        results["frames"] = read_image(_source(results))[None]
         return results
