@@ -5,8 +5,9 @@
     python tools/infer.py configs/latte_ucf.py --checkpoint ucf101.pt --labels 3
 
 Recipe: the paper's and its released ucf101_train.yaml: AdamW at 1e-4, 5 clips on each of 8 GPUs,
-EMA 0.9999, gradients clipped at 0.1 from iteration 100,000 on, 250 DDPM steps, guidance 7 on all
-four channels. The yaml's million iterations are "just a high threshold"; its authors name 150,000.
+EMA 0.9999, gradients clipped at 0.1 from iteration 100,000 on, 250 DDPM steps
+(``--sampler paper``), guidance 7 on all four channels. The yaml's million iterations are "just a
+high threshold"; its authors name 150,000.
 Departures: bfloat16 where theirs is TF32; the first update does not sum two batches.
 Hardware: 8 A100, or a layout below. Expected: FVD 477.97 (the paper's table 2); we measured none.
 

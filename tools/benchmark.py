@@ -4,6 +4,7 @@
     python tools/benchmark.py network
     python tools/benchmark.py network --device cuda --models DiT-XL/2 Latte-XL/2 --depth 0 \\
         --what inference train-bf16 memory step --peak-tflops 989
+    python tools/benchmark.py data --clips FOLDER
     python tools/benchmark.py methods --budget 2000 --clips 50
     python tools/benchmark.py samplers --plot docs/assets/samplers.png
 """
@@ -28,6 +29,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_network(network)
     add_methods(commands.add_parser("methods", help="what trains fastest on the quickstart"))
     add_samplers(commands.add_parser("samplers", help="few steps beside the published 250"))
+    add_data(commands.add_parser("data", help="what it takes to read training clips"))
     return parser.parse_args(argv)
 
 
@@ -73,6 +75,18 @@ def add_samplers(parser: argparse.ArgumentParser) -> None:
     add("--out", help="JSON file to write")
 
 
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Options of ``data``."""
+    add = parser.add_argument
+    add("--what", nargs="+", default=["decoding"], choices=["decoding"])
+    add("--clips", default="data/clips", help="folder of films, some ten seconds or longer")
+    add("--starts", type=int, default=4, help="clips of each film")
+    add("--frames", type=int, default=16, help="of a clip, every third one")
+    add("--side", type=int, default=256, help="height and width that frames are resized to")
+    add("--rounds", type=int, default=10, help="rounds, the ways in turn")
+    add("--out", help="JSON file to write")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark asked for."""
     args = parse_args(argv)
@@ -91,6 +105,13 @@ def main(argv: list[str] | None = None) -> int:
         from benchmarks.samplers import benchmark_samplers
 
         return benchmark_samplers(args)
+    if args.command == "data":
+        from benchmarks.data import benchmark_data
+
+        from mmsora.utils.user_error import user_errors_as_one_line
+
+        with user_errors_as_one_line():
+            return benchmark_data(args)
     from benchmarks.runner import benchmark_runner
 
     benchmark_runner(args.iters, args.rounds)

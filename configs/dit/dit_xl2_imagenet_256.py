@@ -4,8 +4,8 @@
     python tools/infer.py configs/dit/dit_xl2_imagenet_256.py --checkpoint DiT-XL-2-256x256.pt
 
 Recipe: the paper's and its public code's: AdamW at 1e-4, batch 256, EMA 0.9999, no clipping,
-7 million iterations, 250 DDPM steps, guidance on three of the four channels (4.0 for pictures, 1.5
-for the figures). Departure: bfloat16 where theirs is TF32.
+7 million iterations, 250 DDPM steps (``--sampler paper``), guidance on three of the four channels
+(4.0 for pictures, 1.5 for the figures). Departure: bfloat16 where theirs is TF32.
 Hardware: 8 A100, or a layout below. Expected: FID 2.27, IS 278.24 with guidance 1.5 (README);
 without guidance FID 18.1 after 400,000 iterations. We measured none.
 Layouts, by arithmetic (0.98 TFLOP an image with the VAE, 40 % of the peak; unmeasured), for

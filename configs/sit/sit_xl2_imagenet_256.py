@@ -6,11 +6,11 @@
 DiT-XL/2 with another process: only ``diffusion`` and ``out_channels`` differ.
 
 Recipe: the paper's and its public code's: AdamW at 1e-4, batch 256, EMA 0.9999, no clipping,
-7 million iterations, the linear path and its velocity, 250 Euler-Maruyama steps, guidance on three
-of the four channels (4.0 for pictures, 1.5 for the figures). Departure: bfloat16 where theirs is
-TF32. Further paths and predictions, by --cfg-options with ``model.diffusion.`` before each:
-path.type=TrigPath (GVP) or VPPath; path.span=0.001,0.999 prediction._delete_=True
-prediction.type=NoisePrediction or ScorePrediction.
+7 million iterations, the linear path and its velocity, 250 Euler-Maruyama steps
+(``--sampler paper``), guidance on three of the four channels (4.0 for pictures, 1.5 for the
+figures). Departure: bfloat16 where theirs is TF32. Further paths and predictions, by --cfg-options
+with ``model.diffusion.`` before each: path.type=TrigPath (GVP) or VPPath; path.span=0.001,0.999
+prediction._delete_=True prediction.type=NoisePrediction or ScorePrediction.
 Hardware: 8 A100, or a layout below. Expected: FID 2.06, IS 270.27 with guidance 1.5 (README);
 without guidance FID 17.2 after 400,000 iterations and 8.3 in the end. We measured none.
 Layouts as for DiT-XL/2, for 400,000 updates: 8xa100 1.2 days, 2xa100 4.7, 4xa6000 5.8, 1x4090 22.

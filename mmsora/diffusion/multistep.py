@@ -25,13 +25,12 @@ class AB2(Solver):
         self, denoise: Denoise, x: Tensor, path: Path, times: Tensor, draws: RandomNumbers
     ) -> Tensor:
         before = None
-        for i, (t_now, t_to) in enumerate(pairwise(times)):
-            now, to = path.at(t_now, x), path.at(t_to, x)
+        for i, (now, to) in enumerate(pairwise(path.levels(times))):
             here = denoise(x, now)
             d_alpha, d_sigma = to.alpha - now.alpha, to.sigma - now.sigma
             x = x + d_alpha * here.x0 + d_sigma * here.noise
             if before is not None:
-                ahead = (t_to - t_now) / (t_now - times[i - 1]) / 2
+                ahead = (to.t - now.t) / (now.t - times[i - 1]) / 2
                 x = x + ahead * d_alpha * (here.x0 - before.x0)
                 x = x + ahead * d_sigma * (here.noise - before.noise)
             before = here
@@ -57,7 +56,7 @@ class DPMSolverPP2M(Solver):
     def __call__(
         self, denoise: Denoise, x: Tensor, path: Path, times: Tensor, draws: RandomNumbers
     ) -> Tensor:
-        levels = [path.at(t, x) for t in times]
+        levels = path.levels(times)
         before = None
         for i, (now, to) in enumerate(pairwise(levels)):
             here = denoise(x, now)
@@ -92,7 +91,7 @@ class UniPC(Solver):
     def __call__(
         self, denoise: Denoise, x: Tensor, path: Path, times: Tensor, draws: RandomNumbers
     ) -> Tensor:
-        levels = [path.at(t, x) for t in times]
+        levels = path.levels(times)
         known: list[tuple[Level, Tensor]] = []
         euler = x
         for i, (now, to) in enumerate(pairwise(levels)):

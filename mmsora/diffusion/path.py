@@ -88,3 +88,16 @@ class Path(ABC):
         """
         alpha, sigma = self.coefficients(t.double())
         return Level(t, expand(alpha, like), expand(sigma, like))
+
+    def levels(self, times: Tensor) -> list[Level]:
+        """The levels of a grid, all coefficients at once.
+
+        Args:
+            times: Times, (steps + 1,), on the CPU.
+
+        Returns:
+            A level of scalars for each, broadcastable against any batch.
+        """
+        alpha, sigma = self.coefficients(times.double())
+        parts = times.unbind(), alpha.unbind(), sigma.unbind()
+        return [Level(*level) for level in zip(*parts, strict=True)]

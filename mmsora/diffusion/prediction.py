@@ -24,6 +24,8 @@ __all__ = [
     "VelocityPrediction",
 ]
 
+_HALF = torch.tensor(0.5, dtype=torch.float64)
+
 
 class Prediction(ABC):
     """The meaning of a network's output."""
@@ -92,7 +94,7 @@ class NoisePrediction(Prediction):
         return noise
 
     def estimate(self, path: Path, x: Tensor, output: Tensor, level: Level) -> Estimate:
-        return Estimate((x - level.sigma * output) / level.alpha, output)
+        return Estimate((x - level.sigma * output).div_(level.alpha), output)
 
 
 @SCHEDULERS.register_module()
@@ -274,4 +276,4 @@ class LearnedRange(Prediction):
     def estimate(self, path: Path, x: Tensor, output: Tensor, level: Level) -> Estimate:
         mean, variance = self.split(output)
         estimate = self.mean.estimate(path, x, mean, level)
-        return estimate._replace(log_var_mix=(variance + 1) / 2)
+        return estimate._replace(log_var_mix=torch.add(_HALF, variance, alpha=0.5))

@@ -117,7 +117,7 @@ class Diffusion:
         Returns:
             What the network says.
         """
-        clock = self.path.clock(level.t).float().expand(len(x))
+        clock = self.path.clock(level.t).float().expand(x.shape[0])
         return network(
             self.prediction.scale_input(x, level), clock.to(x.device, non_blocking=True), **cond
         )

@@ -9,7 +9,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import pairwise
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from mmsora.diffusion.level import Estimate, Level, RandomNumbers
@@ -115,8 +117,7 @@ class Euler(Solver):
     def __call__(
         self, denoise: Denoise, x: Tensor, path: Path, times: Tensor, draws: RandomNumbers
     ) -> Tensor:
-        for i, (t_now, t_to) in enumerate(pairwise(times)):
-            now, to = path.at(t_now, x), path.at(t_to, x)
+        for i, (now, to) in enumerate(pairwise(path.levels(times))):
             estimate = denoise(x, now)
             if self.eta:
                 variance = self.eta**2 * posterior_variance(now, to)
@@ -148,23 +149,52 @@ class Ancestral(Solver):
     def __call__(
         self, denoise: Denoise, x: Tensor, path: Path, times: Tensor, draws: RandomNumbers
     ) -> Tensor:
-        for i, (t_now, t_to) in enumerate(pairwise(times)):
-            now, to = path.at(t_now, x), path.at(t_to, x)
+        steps = zip(path.levels(times[:-1]), _ancestral_steps(path, times), strict=True)
+        for i, (now, to) in enumerate(steps):
             estimate = denoise(x, now)
-            x = step(estimate, to, posterior_variance(now, to))
-            if to.sigma > 0:
-                std = self._std(estimate, now, to)
+            x = torch.add(to.alpha * estimate.x0, estimate.noise, alpha=to.kept)
+            if to.log_least > -math.inf:
+                std = self._std(estimate, to)
                 if estimate.gradient is not None:
-                    moved = to.alpha / now.alpha * forward_variance(now, to)
-                    x = x + (std**2 - moved) * estimate.gradient
-                x = x + std * draws.normal(f"solver/{i}", x)
+                    x = x + (std**2 - to.moved) * estimate.gradient
+                new = draws.normal(f"solver/{i}", x)
+                x = torch.addcmul(x, std, new) if isinstance(std, Tensor) else x + std * new
         return x
 
-    def _std(self, estimate: Estimate, now: Level, to: Level) -> Tensor:
-        least, most = posterior_variance(now, to), forward_variance(now, to)
+    def _std(self, estimate: Estimate, to: "_AncestralStep") -> Tensor | float:
         if estimate.log_var_mix is not None:
-            return (most / least) ** (estimate.log_var_mix / 2) * least.sqrt()
-        return (most if self.variance == "forward" else least).sqrt()
+            log = (to.log_most - to.log_least) * estimate.log_var_mix
+            return log.add_(to.log_least).exp_()
+        return math.exp(to.log_most if self.variance == "forward" else to.log_least)
+
+
+class _AncestralStep(NamedTuple):
+    """Numbers of a step, made once for a whole grid: a step costs little beside the network.
+
+    Attributes:
+        alpha: Of the data.
+        kept: Of the estimated noise, what is not drawn anew.
+        moved: How far a gradient has moved the estimate, as the step's end shows it.
+        log_least: Logarithm of the standard deviation of the posterior.
+        log_most: The same of the forward process.
+    """
+
+    alpha: float
+    kept: float
+    moved: float
+    log_least: float
+    log_most: float
+
+
+def _ancestral_steps(path: Path, times: Tensor) -> list[_AncestralStep]:
+    alpha, sigma = path.coefficients(times.double())
+    now, to = (
+        Level(times[part], alpha[part], sigma[part]) for part in (slice(-1), slice(1, None))
+    )
+    least, most = posterior_variance(now, to), forward_variance(now, to)
+    kept, moved = (to.sigma**2 - least).clamp_min(0).sqrt(), to.alpha / now.alpha * most
+    rows = torch.stack([to.alpha, kept, moved, least.log() / 2, most.log() / 2], dim=1)
+    return [_AncestralStep(*row) for row in rows.tolist()]
 
 
 @SCHEDULERS.register_module()
@@ -199,8 +229,7 @@ class Heun(Solver):
         self, denoise: Denoise, x: Tensor, path: Path, times: Tensor, draws: RandomNumbers
     ) -> Tensor:
         growth = min(self.churn / (len(times) - 1), math.sqrt(2) - 1)
-        for i, (t_now, t_to) in enumerate(pairwise(times)):
-            now, to = path.at(t_now, x), path.at(t_to, x)
+        for i, (now, to) in enumerate(pairwise(path.levels(times))):
             ratio = now.sigma / now.alpha
             if growth and self.churn_min <= ratio <= self.churn_max and now.alpha > 0:
                 low, now = now, path.at(path.time_of(ratio * (1 + growth)), x)
@@ -226,8 +255,8 @@ class Midpoint(Solver):
     def __call__(
         self, denoise: Denoise, x: Tensor, path: Path, times: Tensor, draws: RandomNumbers
     ) -> Tensor:
-        for t_now, t_to in pairwise(times):
-            now, to, middle = (path.at(t, x) for t in (t_now, t_to, (t_now + t_to) / 2))
+        middles = path.levels((times[:-1] + times[1:]) / 2)
+        for middle, (now, to) in zip(middles, pairwise(path.levels(times)), strict=True):
             estimate = denoise(x, now)
             if middle.sigma > 0:
                 estimate = denoise(step(estimate, middle), middle)

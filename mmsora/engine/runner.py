@@ -4,6 +4,7 @@ import json
 import os
 import time
 import warnings
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from mmengine.device import get_device
 from mmengine.dist import is_distributed, master_only
 from mmengine.runner import Runner
+from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch import distributed, nn
 
 from mmsora.engine.hooks.ema_hook import denoiser_of, model_of
@@ -88,6 +90,35 @@ class SoraRunner(Runner):
             self._resolved_config = config_dict(self.cfg)
         return self._resolved_config
 
+    @property
+    def data_sampler(self) -> Any:
+        """What decides the order of the training data, if it can start in the middle, or None."""
+        loader = self.train_dataloader
+        samplers = (loader.batch_sampler, loader.sampler)
+        return next((s for s in samplers if hasattr(s, "load_state_dict")), None)
+
+    def _data_state(self) -> dict[str, Any] | None:
+        """Where the run is in its data after this iteration."""
+        sampler, loader = self.data_sampler, self.train_dataloader
+        if sampler is None:
+            return None
+        taken = self.iter + 1 - getattr(self, "_resumed_iter", 0)
+        if sampler is not loader.batch_sampler:  # counts samples, of all processes
+            taken *= loader.batch_size * self.world_size
+        return sampler.state_dict(taken)
+
+    def _resume_data(self, state: dict[str, Any] | None) -> None:
+        """Start the data in the middle, where MMEngine would load all that came before."""
+        if state is None or self.data_sampler is None:
+            return
+        loop = self.train_loop
+        self.data_sampler.load_state_dict(state)
+        self._resumed_iter = loop.iter
+        # The loop drops as many batches as it has done iterations: those are none.
+        loop.dataloader_iterator = chain(
+            repeat(None, loop.iter), _InfiniteDataloaderIterator(loop.dataloader)
+        )
+
     @master_only
     def save_checkpoint(
         self,
@@ -128,6 +159,7 @@ class SoraRunner(Runner):
                 **(meta or {}),
             },
             "state_dict": plain(self.bare_model.state_dict()),
+            "data": self._data_state(),
             "message_hub": {
                 "log_scalars": {},
                 "runtime_info": info,
@@ -202,3 +234,4 @@ class SoraRunner(Runner):
                 f"schedules go on as they were saved, the rest as it is now:\n  {lines}"
             )
         super().resume(filename, *args, **{**kwargs, "map_location": "cpu"})
+        self._resume_data(content.get("data"))

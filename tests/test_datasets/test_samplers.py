@@ -63,3 +63,27 @@ def test_numbers_are_plain():
 def test_datasets_that_know_no_epochs_are_refused():
     with pytest.raises(ValueError, match="list takes no indices beyond .* use InfiniteSampler"):
         EpochSampler([1, 2, 3])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_it_goes_on_where_another_stopped(world_size, monkeypatch):
+    straight, first = take(60, seed=5), EpochSampler(CLIPS, seed=5)
+    second = EpochSampler(CLIPS, seed=6)
+    second.load_state_dict(first.state_dict(13))
+    ranks = []
+    for rank in range(world_size):
+        monkeypatch.setattr(samplers, "get_dist_info", lambda rank=rank: (rank, world_size))
+        resumed = EpochSampler(CLIPS, seed=7)
+        resumed.load_state_dict(second.state_dict(10))
+        ranks.append(list(islice(resumed, 36 // world_size)))
+    assert [number for turn in zip(*ranks, strict=True) for number in turn] == straight[23:59]
+
+
+def test_data_of_another_size_starts_the_epoch_anew(monkeypatch):
+    lines = []
+    monkeypatch.setattr(samplers, "print_log", lambda line, **_: lines.append(line))
+    state = EpochSampler(CLIPS, seed=5).state_dict(23)
+    grown = EpochSampler(Clips(range(11)), seed=5)
+    grown.load_state_dict(state)
+    assert sorted(islice(grown, 11)) == list(range(22, 33))
+    assert lines == ["the dataset had 10 samples and has 11; epoch 2 starts anew"]
