@@ -194,6 +194,12 @@ class _RatioGrid(Grid):
             times[-1] = path.t_clean
         if self.ratio_max is None:
             times[0] = path.t_noise
+        alpha, sigma = path.coefficients(times)
+        if not ((sigma / alpha).diff() < 0).all():
+            raise ValueError(
+                f"ratio_min={least:g} is below the least noise of {type(path).__name__} before "
+                f"clean data, {_ratio(path, lowest):g}; give a larger one or None"
+            )
         return times
 
     @abstractmethod

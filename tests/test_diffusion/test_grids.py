@@ -264,3 +264,12 @@ def test_fractions_are_the_path_s(grid, name):
 def test_impossible_grids_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("grid", [D.KarrasGrid, D.LogSNRGrid])
+def test_no_two_stops_share_a_level(grid):
+    """The path goes from a ratio of 0.02 to clean data at once."""
+    path = D.CosinePath(shift=2.0)
+    with pytest.raises(ValueError, match="ratio_min=0.01 is below the least noise of CosinePath"):
+        grid(60, ratio_min=0.01)(path)
+    assert len(grid(60)(path)) == 61

@@ -1,8 +1,12 @@
 """The reader gives exactly the frames asked for, whatever the file, or one error."""
 
+import io
 import os
 import pickle
+import tempfile
+from contextlib import suppress
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import av
@@ -11,10 +15,19 @@ import pytest
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from mmsora.utils import video_io
-from mmsora.utils.video_io import MediaError, probe_video, read_image, read_video, write_video
+from mmsora.utils.video_io import (
+    MediaError,
+    probe_video,
+    pyav_reader,
+    read_image,
+    read_video,
+    reading,
+    write_video,
+)
+from mmsora.utils.video_io.media import Index, Media, VideoInfo
 
 CLIPS = Path(__file__).parents[2].parent / "shared/data/clips"
+GIFS = CLIPS.parent / "captioned_gifs"
 HEIGHT, WIDTH = 32, 48
 
 
@@ -28,18 +41,18 @@ def numbered(frames):
     return np.stack([clip] * 3, axis=-1)
 
 
-def encode(path, frames, times=None, codec="libx264", degrees=0, **options):
+def encode(path, frames, times=None, codec="libx264", degrees=0, pixels="yuv420p", **options):
     """Writes frames at the given times (in 1/600 s), 24 of them a second by default."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=24, options={**options})
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pixels
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 600)
         if degrees:
             stream.set_display_rotation(degrees)  # counter-clockwise, to be applied when shown
-        for number, pixels in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        for number, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             if times is not None:
                 frame.pts, frame.time_base = int(times[number]), Fraction(1, 600)
             container.mux(stream.encode(frame))
@@ -150,6 +163,13 @@ FILES = {
     ),
     "av1": ("clip.mp4", av1),
     "gif": ("clip.gif", lambda path: write_video(path, numbered(60), 10)),
+    "10 bits": ("clip.mp4", h264(pixels="yuv420p10le", bf="2")),
+    "odd size": (
+        "clip.mp4",
+        lambda path: encode(path, numbered(40)[:, :31, :45], pixels="yuv444p", g="12"),
+    ),
+    "lossless matroska": ("clip.mkv", lambda path: write_video(path, numbered(30), 10)),
+    "written webm": ("clip.webm", lambda path: write_video(path, numbered(30)[:, :31, :45], 10)),
     "animated png": ("clip.png", lambda path: write_video(path, numbered(20), 10)),
     "three frames": ("clip.mp4", lambda path: encode(path, numbered(3), crf="10")),
     "one frame": ("clip.mp4", lambda path: encode(path, numbered(1), crf="10")),
@@ -169,34 +189,36 @@ def test_timed_files_are_sought(tmp_path, kind, monkeypatch):
     name, write = FILES[kind]
     write(tmp_path / name)
     truth = decoded(tmp_path / name)
-    monkeypatch.setattr(video_io, "_by_decoding", None)
+    monkeypatch.setattr(pyav_reader, "_by_decoding", lambda *args: None)
     for indices in ([len(truth) - 1], [30, 5, 33], list(range(20, 50, 3))):
         np.testing.assert_array_equal(read_video(tmp_path / name, indices), truth[indices])
 
 
-@pytest.mark.parametrize("kind", ["vp8", "interlaced", "mpeg4 avi", "gif", "transport stream"])
+@pytest.mark.parametrize("kind", ["vp8", "interlaced", "mpeg4 avi", "transport stream"])
 def test_files_whose_packets_may_be_no_frames_are_counted(tmp_path, kind):
     name, write = FILES[kind]
     write(tmp_path / name)
-    assert video_io._index(tmp_path / name).times is None
+    assert pyav_reader.scan(Media(tmp_path / name)).times is None
 
 
 def test_wrong_seeks_are_noticed(tmp_path, monkeypatch):
     encode(tmp_path / "clip.mp4", numbered(60), crf="10", g="12", bf="2")
-    truth, sound = decoded(tmp_path / "clip.mp4"), video_io._runs
+    truth, sound = decoded(tmp_path / "clip.mp4"), pyav_reader._runs
 
     def too_late(keys, numbers):
-        return [(seek_to + 12 * 512, run) for seek_to, run in sound(keys, numbers)]
+        return [(seek_to + 12 * 512, key, run) for seek_to, key, run in sound(keys, numbers)]
 
-    monkeypatch.setattr(video_io, "_runs", too_late)
+    monkeypatch.setattr(pyav_reader, "_runs", too_late)
     for indices in ([5], [20, 3], [40, 59]):
         np.testing.assert_array_equal(read_video(tmp_path / "clip.mp4", indices), truth[indices])
 
 
 def test_only_distant_frames_are_sought():
     keys = np.array([[0, -2, 0], [120, 118, 12], [240, 238, 24], [360, 358, 36]])
-    assert video_io._runs(keys, [0, 4, 13, 30]) == [(-2, [0, 4, 13]), (238, [30])]
-    assert video_io._runs(keys, [5, 12, 24, 40]) == [(-2, [5, 12]), (238, [24]), (358, [40])]
+    runs = pyav_reader._runs
+    assert runs(keys, [0, 4, 13, 30]) == [(-2, 0, [0, 4, 13]), (238, 24, [30])]
+    expected = [(-2, 0, [5, 12]), (238, 24, [24]), (358, 36, [40])]
+    assert runs(keys, [5, 12, 24, 40]) == expected
 
 
 def test_an_edit_list_hides_frames(tmp_path):
@@ -249,8 +271,8 @@ def test_the_rate_of_a_variable_rate_film_is_the_mean(tmp_path):
 
 
 def test_a_file_is_indexed_once_and_again_when_it_changes(tmp_path, monkeypatch):
-    path, calls, real = tmp_path / "clip.mp4", [], video_io._packet_times
-    monkeypatch.setattr(video_io, "_packet_times", lambda path: calls.append(path) or real(path))
+    path, calls, real = tmp_path / "clip.mp4", [], pyav_reader.scan
+    monkeypatch.setattr(pyav_reader, "scan", lambda media: calls.append(media) or real(media))
     encode(path, numbered(4), crf="10")
     assert probe_video(path).frames == 4
     assert len(read_video(path, [0, 3])) == 2
@@ -327,6 +349,176 @@ def test_damaged_files_are_one_error(tmp_path, damage, read):
     assert caught.value.path == path
     assert str(caught.value) == f"{path}: {caught.value.cause}"
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.avi", "clip.mkv", "clip.webm", "clip.gif"])
+def test_no_cut_file_passes_for_a_shorter_film(tmp_path, name):
+    """Wherever it was cut: FFmpeg says nothing of a cut between two frames, nor of any in mkv."""
+    codec = {"clip.avi": "mpeg4", "clip.webm": "libvpx"}.get(name, "libx264")
+    if name in ("clip.mp4", "clip.gif"):  # the index of this mp4 stands at its beginning
+        write_video(tmp_path / name, numbered(30), 10)
+    else:
+        encode(tmp_path / name, numbered(30), codec=codec)
+    content = (tmp_path / name).read_bytes()
+    with av.open(io.BytesIO(content)) as container:
+        ends = [packet.pos + packet.size for packet in container.demux(video=0) if packet.size]
+    assert len(read_video(content)) == 30
+    for end in ends[:-1:7]:
+        for cut in (end - 2, end, end + 1):
+            with pytest.raises(MediaError):
+                read_video(content[:cut], [0], name=name)
+
+
+def test_no_cut_webp_passes(tmp_path):
+    first, *others = map(Image.fromarray, numbered(12))
+    first.save(tmp_path / "clip.webp", save_all=True, append_images=others, lossless=True)
+    content = (tmp_path / "clip.webp").read_bytes()
+    np.testing.assert_array_equal(read_video(content), numbered(12))
+    for share in (0.2, 0.5, 0.99):
+        with pytest.raises(MediaError, match="the file is cut"):
+            read_video(content[: int(share * len(content))])
+
+
+def test_sizes_that_were_not_known_are_no_cut(tmp_path):
+    encode(tmp_path / "clip.avi", numbered(5), codec="mpeg4")
+    content = bytearray((tmp_path / "clip.avi").read_bytes())
+    content[4:8] = b"\xff" * 4
+    assert len(read_video(bytes(content))) == 5
+    encode(tmp_path / "clip.mkv", numbered(5))
+    content = bytearray((tmp_path / "clip.mkv").read_bytes())
+    place = content.index(b"\x18\x53\x80\x67") + 4
+    content[place : place + 8] = b"\x01" + b"\xff" * 7
+    assert len(read_video(bytes(content))) == 5
+
+
+@pytest.mark.parametrize("damage", range(60))
+def test_flipped_bits(tmp_path, damage):
+    """Frames are as in a full sequential decode, or there is one error."""
+    rng, path = np.random.default_rng(damage), tmp_path / "clip.mp4"
+    content = flippable()
+    for place in rng.integers(len(content) // 20, len(content), rng.choice([1, 3, 20])):
+        content[place] ^= 1 << rng.integers(8)
+    path.write_bytes(content)
+    truth = []
+    with suppress(av.FFmpegError, ValueError, IndexError), av.open(str(path)) as container:
+        truth.extend(f.to_ndarray(format="rgb24") for f in container.decode(video=0))
+    for indices in ([0, 3], [30, 33, 36], [55, 50]):
+        with suppress(MediaError):
+            read = read_video(path, indices)
+            assert len(read) == len(indices)
+            if max(indices) < len(truth):
+                np.testing.assert_array_equal(read, np.stack(truth)[indices])
+
+
+@cache
+def _flippable():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        encode(path, numbered(60), crf="10", g="12", bf="2")
+        return path.read_bytes()
+
+
+def flippable():
+    return bytearray(_flippable())
+
+
+@pytest.mark.parametrize("kind", ["b-frames", "edit list", "mpeg4 avi", "gif", "10 bits", "vp9"])
+def test_bytes_are_read_as_files_are(tmp_path, kind):
+    name, write = FILES[kind]
+    write(tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    assert probe_video(content) == probe_video(tmp_path / name)
+    for indices in (None, [7, 3, 30]):
+        read = read_video(content, indices)
+        np.testing.assert_array_equal(read, read_video(tmp_path / name, indices))
+    with pytest.raises(MediaError, match=r"^shard\.tar/a\.mp4: "):
+        read_video(content[:-30], name="shard.tar/a.mp4")
+    with pytest.raises(MediaError, match="^a file in memory: an empty file"):
+        probe_video(b"")
+
+
+def test_transparent_pictures_stand_on_white(tmp_path):
+    """As FFmpeg shows them, for all kinds of disposal."""
+    images = []
+    for step in range(6):
+        pixels = np.zeros((20, 30, 4), np.uint8)
+        pixels[step : step + 8, 2 * step : 2 * step + 9] = [255, 40 * step, 0, 255]
+        images.append(Image.fromarray(pixels))
+    for disposal in range(4):
+        path, moving = tmp_path / f"{disposal}.gif", {"save_all": True, "duration": 100}
+        images[0].save(path, append_images=images[1:], disposal=disposal, **moving)
+        read = read_video(path)
+        np.testing.assert_array_equal(read, decoded(path))
+        assert read[0, -1, -1].tolist() == [255, 255, 255]
+    assert probe_video(path).fps == 10
+
+
+@pytest.mark.skipif(not GIFS.is_dir(), reason=f"the GIFs are not in {GIFS}")
+def test_real_gifs():
+    for path in sorted(GIFS.glob("*.gif")):
+        truth = decoded(path)
+        np.testing.assert_array_equal(read_video(path), truth)
+        np.testing.assert_array_equal(read_video(path, [40, 3, 62]), truth[[40, 3, 62]])
+
+
+def test_unreadable_notes_do_not_matter(tmp_path):
+    """PyAV alone raises a UnicodeDecodeError."""
+    encode(tmp_path / "clip.avi", numbered(5), codec="mpeg4")
+    content = (tmp_path / "clip.avi").read_bytes().replace(b"Lavf", b"L\xccvf")
+    assert len(read_video(content)) == 5
+
+
+def test_a_codec_that_nobody_knows(tmp_path):
+    encode(tmp_path / "clip.mkv", numbered(5))
+    content = (tmp_path / "clip.mkv").read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_MPEG9/ISO/AVC")
+    with pytest.raises(MediaError, match="a codec"):
+        read_video(content)
+
+
+def test_files_that_must_be_counted_are_decoded_once(tmp_path, monkeypatch):
+    encode(tmp_path / "clip.avi", numbered(50), codec="mpeg4")
+    truth, opened, real = decoded(tmp_path / "clip.avi"), [], av.open
+    monkeypatch.setattr(av, "open", lambda *args, **more: opened.append(1) or real(*args, **more))
+    assert probe_video(tmp_path / "clip.avi").frames == 50
+    assert len(opened) == 2
+    np.testing.assert_array_equal(read_video(tmp_path / "clip.avi", [3, 40]), truth[[3, 40]])
+    assert len(opened) == 2
+    np.testing.assert_array_equal(read_video(tmp_path / "clip.avi", [7]), truth[[7]])
+    assert len(opened) == 3
+    assert pyav_reader._decoded.kept == ((), [])
+    monkeypatch.setattr(pyav_reader, "KEPT_BYTES", 40 * HEIGHT * WIDTH)
+    (tmp_path / "clip.avi").touch()
+    probe_video(tmp_path / "clip.avi")
+    assert pyav_reader._decoded.kept == ((), [])
+
+
+def test_indices_are_remembered_up_to_a_size(monkeypatch):
+    indices = reading._Indices()
+    one = Index(VideoInfo(9, 1, 1, 1, 9), np.zeros(900, np.int64))
+    monkeypatch.setattr(reading, "REMEMBERED_BYTES", 3 * one.nbytes)
+    for number in (0, 1, 2, 2, 0, 3):
+        indices.put((number,), one)
+        indices.get((0,))
+    assert set(indices.held) == {(0,), (2,), (3,)}  # 1 was asked for least recently
+    assert indices.nbytes == 3 * one.nbytes == sum(each.nbytes for each in indices.held.values())
+
+
+def test_a_thousand_opens_take_no_memory(tmp_path):
+    """Of files that differ, so that each one is indexed."""
+    for name, codec in (("a.mp4", "libx264"), ("a.avi", "mpeg4")):
+        encode(tmp_path / name, numbered(20), codec=codec)
+    write_video(tmp_path / "a.gif", numbered(10), 10)
+
+    def read(times):
+        for number in range(times):
+            path = tmp_path / ("a.mp4", "a.avi", "a.gif")[number % 3]
+            read_video(path.read_bytes() + number.to_bytes(2, "big"), [9, 3])
+
+    resource = pytest.importorskip("resource")
+    read(150)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    read(1000)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
 
 
 def test_a_text_file_is_no_film(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmsora.utils import video_io
+from mmsora.utils.user_error import UserError
 from mmsora.utils.video_io import (
     probe_video,
     read_video,
@@ -60,7 +60,7 @@ def test_mp4_rates(tmp_path, fps):
 def test_all_layouts_of_a_grey_clip_are_the_same(tmp_path):
     grey = ramp()[..., 0]
     layouts = [grey, grey[..., None], np.stack([grey] * 3, -1), torch.from_numpy(grey)]
-    for extension in ("mp4", "gif", "png"):
+    for extension in ("mp4", "webm", "mkv", "gif", "png"):
         files = []
         for frames in layouts:
             write_video(tmp_path / f"clip.{extension}", frames, 8)
@@ -84,6 +84,37 @@ def test_png_keeps_equal_frames(tmp_path):
     clip = ramp()[[0, 0, 0, 1, 1, 2]]
     write_video(tmp_path / "clip.png", clip, 8)
     np.testing.assert_array_equal(read_video(tmp_path / "clip.png"), clip)
+
+
+@pytest.mark.parametrize("frames", [1, 6])
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (17, 31)])
+def test_matroska_is_lossless(tmp_path, frames, size):
+    clip = np.random.default_rng(0).integers(0, 256, (frames, *size, 3), np.uint8)
+    write_video(tmp_path / "clip.mkv", clip, 24)
+    np.testing.assert_array_equal(read_video(tmp_path / "clip.mkv"), clip)
+    write_video(tmp_path / "grey.mkv", clip[..., 0], 24)
+    grey = np.stack([clip[..., 0]] * 3, -1)
+    np.testing.assert_array_equal(read_video(tmp_path / "grey.mkv"), grey)
+    assert probe_video(tmp_path / "clip.mkv").fps == pytest.approx(24, rel=1e-2)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 31), (90, 45)])
+def test_webm_keeps_frames_size_and_rate(tmp_path, size):
+    clip = np.repeat(ramp(6, *size)[..., :1], 3, axis=-1)
+    write_video(tmp_path / "clip.webm", clip, 12)
+    read, (height, width) = read_video(tmp_path / "clip.webm"), size
+    assert read.shape == (6, height + height % 2, width + width % 2, 3)
+    assert np.abs(read[:, :height, :width].astype(int) - clip).mean() <= 4
+    assert probe_video(tmp_path / "clip.webm").fps == pytest.approx(12, rel=1e-2)
+
+
+def test_webm_colours_are_tagged_and_right(tmp_path):
+    clip = np.broadcast_to(np.array(PATCHES, np.uint8)[:, None, None], (6, 32, 32, 3))
+    write_video(tmp_path / "clip.webm", clip, 8)
+    assert np.abs(read_video(tmp_path / "clip.webm").astype(int) - clip).mean() <= 4
+    with av.open(str(tmp_path / "clip.webm")) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.color_primaries, context.color_trc, context.colorspace) == (1, 1, 1)
 
 
 def test_gif_of_a_grey_clip_is_lossless(tmp_path):
@@ -133,7 +164,7 @@ def test_images(tmp_path):
 @pytest.mark.parametrize(
     ("name", "frames", "fps", "told"),
     [
-        ("clip.avi", ramp(), 8, r"\.mp4, \.gif or \.png.*clip\.avi"),
+        ("clip.avi", ramp(), 8, r"\.mp4, .*\.gif, \.png, got 'clip\.avi'"),
         ("clip.mp4", ramp().astype(np.float32), 8, "uint8.*float32"),
         ("clip.mp4", ramp()[:0], 8, "empty"),
         ("clip.mp4", ramp()[..., :2], 8, r"\(T, H, W"),
@@ -158,8 +189,8 @@ def test_what_is_no_image_is_refused(tmp_path):
 def test_a_failed_encoder_leaves_the_old_file(tmp_path, monkeypatch):
     write_video(tmp_path / "clip.mp4", ramp(), 8)
     old = (tmp_path / "clip.mp4").read_bytes()
-    monkeypatch.setattr(video_io.av, "codecs_available", set())
-    with pytest.raises(RuntimeError, match="libx264"):
+    monkeypatch.setattr(av, "codecs_available", set())
+    with pytest.raises(UserError, match="libx264"):
         write_video(tmp_path / "clip.mp4", ramp(), 8)
     assert (tmp_path / "clip.mp4").read_bytes() == old
     assert len(list(tmp_path.iterdir())) == 1
