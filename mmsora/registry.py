@@ -57,7 +57,7 @@ def _root(name: str, *locations: str) -> Registry:
 # What users swap.
 VAES = _root("vae", "mmsora.models.vaes")
 DENOISERS = _root("denoiser", "mmsora.models.denoisers")
-TEXT_ENCODERS = _root("text encoder")
+TEXT_ENCODERS = _root("text encoder", "mmsora.models.text_encoders")
 CONDITIONERS = _root("conditioner", "mmsora.models.conditioners")
 SCHEDULERS = _root("scheduler", "mmsora.diffusion")  # Diffusion and all parts of a process
 LOSSES = _root("loss", "mmsora.diffusion")

@@ -97,3 +97,8 @@ def fill(
             f"checkpoint {source} has no labels for num_classes={model.denoiser.num_classes}; "
             "set model.denoiser.num_classes and model.conditioner.num_classes to its number"
         )
+    if "embed_text.weight" in kept:
+        raise UserError(
+            f"checkpoint {source} has no text projection for text={model.denoiser.text}; set "
+            "model.denoiser.text to its encoder's length and width"
+        )

@@ -122,12 +122,12 @@ class FileDataset(BaseDataset):
         except MediaError as error:
             if self.on_error == "raise":
                 raise
-            data, results["refused"] = None, error
+            data, results["refused"] = None, error.cause
         if data is None and not shift and not self._skipped[number]:
             self._skipped[number] = True
             cause = results.get("refused", "refused by the pipeline")
             print_log(
-                f"skipped {path}: {getattr(cause, 'cause', cause)}; it counts for nothing "
+                f"skipped {path}: {cause}; it counts for nothing "
                 f"({self.num_skipped} of {len(self)} skipped so far)",
                 logger="current",
                 level=logging.WARNING,

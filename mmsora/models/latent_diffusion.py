@@ -1,7 +1,10 @@
 """The model that is trained: the one place where VAE, conditioner, denoiser and process meet."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
@@ -12,10 +15,10 @@ from torch import Tensor, nn
 
 from mmsora.diffusion.process import Diffusion
 from mmsora.models.alignments.representation import RepresentationAlignment
-from mmsora.models.conditioners.conditioner import Conditioner
+from mmsora.models.conditioners.conditioner import Conditioner, images_beside
 from mmsora.models.layers.patch import grid_of
 from mmsora.models.layers.transformer import VideoTransformer
-from mmsora.models.vaes.vae import VAE
+from mmsora.models.vaes.vae import VAE, drawn
 from mmsora.registry import CONDITIONERS, DENOISERS, MODELS, SCHEDULERS, VAES
 from mmsora.structures.video_sample import VideoSample
 from mmsora.utils.checkpoint import load_denoiser
@@ -25,7 +28,8 @@ from mmsora.utils.user_error import UserError
 __all__ = ["Denoiser", "LatentDiffusion"]
 
 
-FROZEN = ("vae.", "weak.", "alignment.encoder.")
+FROZEN = ("vae.", "weak.", "alignment.encoder.", "conditioner.encoder.")
+CACHED_BY_ANOTHER = "the latents in the cache were made by another VAE than model.vae"
 
 
 class Denoiser(Protocol):
@@ -72,8 +76,9 @@ class LatentDiffusion(BaseModel):
     ) -> None:
         super().__init__(data_preprocessor or {"type": "mmsora.VideoPreprocessor"})
         self.denoiser = DENOISERS.build(denoiser)
-        self.vae = VAES.build(vae)
-        self.vae.requires_grad_(False)
+        self._vae_config = deepcopy(vae)
+        self.vae = self._build_vae()
+        self._latents_of: dict | None = None  # what made the latents that training gets
         self.conditioner = CONDITIONERS.build(conditioner) if conditioner else None
         self.diffusion: Diffusion = SCHEDULERS.build(diffusion)
         self.diffusion_state = _modules_of(self.diffusion)
@@ -97,6 +102,9 @@ class LatentDiffusion(BaseModel):
         if self.weak is not None:
             self.weak.train(False)
         return self
+
+    def _build_vae(self) -> VAE:
+        return VAES.build(deepcopy(self._vae_config)).requires_grad_(False)
 
     def _freeze(self, pattern: str) -> None:
         frozen = [(k, v) for k, v in self.denoiser.named_parameters() if re.search(pattern, k)]
@@ -147,7 +155,8 @@ class LatentDiffusion(BaseModel):
         Args:
             to_train: Load also what only training needs.
         """
-        self.vae.init_weights()
+        if not (to_train and self.trains_on_latents):
+            self.vae.init_weights()
         if self.conditioner is not None:
             self.conditioner.init_weights()
         if self.weak is not None:
@@ -161,6 +170,58 @@ class LatentDiffusion(BaseModel):
             self.alignment.init_weights()
 
     @property
+    def trains_on_latents(self) -> bool:
+        """Whether training gets cached latents, so that the VAE has no weights meanwhile."""
+        return self._latents_of is not None
+
+    def train_on_latents(self, made_by: dict[str, Any]) -> None:
+        """Put the weights of the VAE aside: training gets latents that are cached.
+
+        Args:
+            made_by: The VAE that made them, by its ``identity`` and, as ``weights``, its
+                ``fingerprint``; empty if that is not known.
+
+        Raises:
+            UserError: This model's VAE is another, or the model needs pixels.
+        """
+        if self.alignment is not None:
+            raise UserError(
+                "alignment needs pixels, of which a cache of latents has none; train on the files "
+                "themselves, or with model.alignment=None"
+            )
+        if made_by:
+            for line in _differences(made_by, self.vae.identity()):
+                if not line.startswith("pretrained"):
+                    raise UserError(f"{CACHED_BY_ANOTHER}: {line}")
+        self._latents_of = made_by
+        if made_by and made_by.get("pretrained") != self.vae.identity().get("pretrained"):
+            with self.vae_in_place():  # other names may be the same weights
+                pass
+        self.vae.to("meta")
+
+    @contextmanager
+    def vae_in_place(self) -> Iterator[None]:
+        """Within the block the VAE has its weights, though training does without.
+
+        Raises:
+            UserError: Its weights are not those that made the cached latents.
+        """
+        if self._latents_of is None:
+            yield
+            return
+        self.vae = self._build_vae()
+        try:
+            self.vae.init_weights()
+            weights = self._latents_of.get("weights")
+            if weights not in (None, self.vae.fingerprint()):
+                source = getattr(self.vae, "pretrained", "the VAE")
+                raise UserError(f"{CACHED_BY_ANOTHER}: the weights in {source} are others")
+            yield
+            self.vae = self._build_vae()
+        finally:
+            self.vae.to("meta")
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.denoiser.parameters()).device
@@ -171,7 +232,7 @@ class LatentDiffusion(BaseModel):
         """MMEngine's entry.
 
         Args:
-            inputs: Videos (B, C, T, H, W) in [-1, 1].
+            inputs: Videos (B, C, T, H, W) in [-1, 1], or cached latents as ``loss`` takes them.
             data_samples: Their annotations; ``index`` is needed for training.
             mode: ``loss`` gives the losses of a training step, ``predict`` samples of the
                 annotations' conditions, ``tensor`` the latents.
@@ -183,11 +244,13 @@ class LatentDiffusion(BaseModel):
             ValueError: Another mode.
         """
         if mode == "loss":
-            return self.loss(inputs, data_samples, self._training_draws(data_samples))
+            losses = self.loss(inputs, data_samples, self._training_draws(data_samples))
+            weight = torch.tensor([sample.get("weight", 1.0) for sample in data_samples])
+            return {name: loss * weight.to(loss) for name, loss in losses.items()}
         if mode == "predict":
             return self.predict(data_samples)
         if mode == "tensor":
-            return self.vae.encode(inputs)
+            return self._latents(inputs)
         raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got {mode!r}")
 
     @staticmethod
@@ -210,7 +273,8 @@ class LatentDiffusion(BaseModel):
         """The losses of a training step.
 
         Args:
-            inputs: Videos (B, C, T, H, W) in [-1, 1].
+            inputs: Videos (B, C, T, H, W) in [-1, 1], or the mean and standard deviation of
+                their latents (B, 2, c, t, h, w), or latents (B, 1, c, t, h, w).
             data_samples: Their annotations.
             draws: Their random numbers at this step.
 
@@ -218,18 +282,42 @@ class LatentDiffusion(BaseModel):
             ``loss_diffusion``, and ``loss_alignment`` where there is one, of each sample, (B,).
         """
         with torch.no_grad():
-            x0 = self.vae.encode(inputs, draws).float()  # autocast makes it less
+            x0 = self._latents(inputs, draws).float()  # autocast makes it less
         cond = self._condition(data_samples, draws)
+        network = self._network(data_samples)
         if self.alignment is None:
-            return {"loss_diffusion": self.diffusion.loss(self.denoiser, x0, cond, draws)}
+            return {"loss_diffusion": self.diffusion.loss(network, x0, cond, draws)}
         denoiser = cast(VideoTransformer, self.denoiser)
         with denoiser.tap(self.alignment.block) as tokens:
-            loss = self.diffusion.loss(denoiser, x0, cond, draws)
+            loss = self.diffusion.loss(network, x0, cond, draws)
         grid = grid_of(x0.shape[2:], denoiser.patch)
         return {
             "loss_diffusion": loss,
             "loss_alignment": self.alignment(tokens[-1], inputs, grid),
         }
+
+    def _latents(self, inputs: Tensor, draws: Draws | None = None) -> Tensor:
+        if inputs.ndim == 6:
+            if self._latents_of is None:
+                raise UserError(
+                    "the dataset gives cached latents, and nobody has compared their VAE with "
+                    "the model's: add default_hooks.latent_cache.type=LatentCacheHook"
+                )
+            mean, *std = inputs.unbind(1)
+            return drawn(mean, std[0] if std else None, draws)
+        return self.vae.encode(inputs, draws)
+
+    def _network(self, samples: Sequence[VideoSample]) -> Callable[..., Tensor]:
+        """The denoiser, which knows of images beside the clips where there are some."""
+        images = images_beside(samples)
+        if not images:
+            return self.denoiser
+        if not getattr(self.denoiser, "takes_images", False):
+            raise UserError(
+                f"the dataset has {images} images beside each clip, for which "
+                f"{type(self.denoiser).__name__} has no place; take Latte, or clips alone"
+            )
+        return partial(self.denoiser, num_images=images)
 
     def _condition(
         self, samples: Sequence[VideoSample], draws: Draws | None = None
@@ -284,8 +372,17 @@ class LatentDiffusion(BaseModel):
             draws,
             self.weak,
         )
-        video = self.vae.decode(latent)
+        with self.vae_in_place():
+            video = self.vae.decode(latent)
         return (video * 127.5 + 128).clamp(0, 255).to(torch.uint8)  # rounds half up
+
+
+def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    return [
+        f"{key}={theirs.get(key)!r} there, {ours.get(key)!r} here"
+        for key in [*ours, *theirs]
+        if key != "weights" and theirs.get(key) != ours.get(key)
+    ]
 
 
 def _modules_of(diffusion: Diffusion) -> nn.ModuleDict:

@@ -238,8 +238,8 @@ def _matched(
     return fitted, report, faults
 
 
-# What may be missing or left over: tables, labels, and REPA's projectors.
-OPTIONAL = ("pos_embed", "temp_embed", "embed_label.", "projectors.")
+# What may be missing or left over: tables, labels, texts, and REPA's projectors.
+OPTIONAL = ("pos_embed", "temp_embed", "embed_label.", "embed_text.", "projectors.")
 
 PROJECTOR = r"(?:module\.)?(?:projectors\.0|alignment\.projector)\.(.+)"
 

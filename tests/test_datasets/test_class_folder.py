@@ -169,7 +169,7 @@ def no_video(root):
     [
         (nothing, "no such folder"),
         (no_class, "no class folders"),
-        (no_video, "no .avi, .mp4, .mkv, .webm, .mov files"),
+        (no_video, "no .avi, .mp4, .mkv, .webm, .mov, .m4v, .mpg, .gif files"),
     ],
 )
 def test_empty_trees_are_refused(videos, tmp_path, change, words):
@@ -261,7 +261,7 @@ def test_no_clip_is_long_enough(videos, log):
     dataset = build(videos, [dict(type="SampleFrames", num_frames=13, short="skip")])
     with pytest.raises(UserError, match="none of 6 files gives a sample"):
         dataset[0]
-    assert len(log) == 6
+    assert len(log) == 1
 
 
 def test_damaged_files(videos, tmp_path, log):

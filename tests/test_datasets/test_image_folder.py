@@ -84,3 +84,51 @@ def test_the_base_configs(images, size):
     batch = next(iter(Runner.build_dataloader(loader, seed=0)))
     assert [tuple(clip.shape) for clip in batch["inputs"]] == [(3, 1, size, size)] * 4
     assert sorted(sample.index for sample in batch["data_samples"][:3]) == [0, 1, 2]
+
+
+@pytest.fixture
+def flat(images, tmp_path):
+    """OpenDataLab's validation images: in no class folders, with a list."""
+    (tmp_path / "val").mkdir()
+    (tmp_path / "meta").mkdir()
+    for name, source in (("b.JPEG", "n02/x.JPEG"), ("a 1.JPEG", "n01/z.JPEG")):
+        (tmp_path / "val" / name).write_bytes((images / "train" / source).read_bytes())
+    (tmp_path / "meta/val.txt").write_text("b.JPEG 65\r\na 1.JPEG 970\n\n")
+    return tmp_path
+
+
+def test_images_in_no_class_folders_are_labelled_by_the_list(flat):
+    samples = [item["data_samples"] for item in build(flat, split="val")]
+    assert [sample.label for sample in samples] == [65, 970]
+    assert [sample.path for sample in samples] == [f"{flat}/val/b.JPEG", f"{flat}/val/a 1.JPEG"]
+    (flat / "meta/val.txt").unlink()
+    with pytest.raises(UserError, match="val: no class folders in it"):
+        build(flat, split="val")
+
+
+def test_class_folders_need_no_list_and_a_list_may_be_given(images, tmp_path):
+    for path in images.rglob("*.*"):
+        copied = tmp_path / path.relative_to(images)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        copied.write_bytes(path.read_bytes())
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta/train.txt").write_text("n02/y.jpg 1\nn01/z.JPEG 0\n")
+    assert len(build(tmp_path)) == 3
+    dataset = build(tmp_path, ann_file="meta/train.txt")
+    assert [item["data_samples"].label for item in dataset] == [1, 0]
+    assert dataset.metainfo["classes"] == ("n01", "n02")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("b.JPEG\n", "a line is <path> <label>, got 'b.JPEG'"),
+        ("c.JPEG 3\n", "val.txt: c.JPEG is not in .*val"),
+        ("no/b.JPEG 3\n", "val.txt: no/b.JPEG is not in .*val"),
+        ("", "val.txt: an empty list"),
+    ],
+)
+def test_lists_that_do_not_fit_are_refused(flat, text, words):
+    (flat / "meta/val.txt").write_text(text)
+    with pytest.raises(UserError, match=words):
+        build(flat, split="val")

@@ -13,6 +13,7 @@ from mmsora.datasets import (
     RandomFlip,
     ResizeCrop,
     SampleFrames,
+    SquareCrop,
 )
 from mmsora.datasets.transforms import loading
 from mmsora.utils.draws import Draws
@@ -75,6 +76,22 @@ def test_enlarging_is_what_latte_does():
         np.testing.assert_allclose(clip[0, side, side] / 255, pixel, atol=1.5 / 255)
 
 
+def test_the_square_first_is_what_latte_does_to_skytimelapse():
+    square = apply(SquareCrop(), image(320, 240)[None].repeat(2, 0))
+    np.testing.assert_array_equal(square[1], image(320, 240)[:, 40:280])
+    clip = apply(ResizeCrop(256), square)
+    assert clip.mean() / 255 == pytest.approx(0.49734, abs=1e-3)
+    expected = [
+        [0.47059, 0.15686, 0.0],
+        [0.34460, 0.97181, 0.70895],
+        [0.20392, 0.76078, 0.20784],
+    ]
+    for side, pixel in zip((0, 128, 255), expected, strict=True):
+        np.testing.assert_allclose(clip[0, side, side] / 255, pixel, atol=1.5 / 255)
+    upright = apply(SquareCrop(), image(30, 45)[None])
+    np.testing.assert_array_equal(upright[0], image(30, 45)[8:38])
+
+
 # Heights for which a rounded scale made Latte's own crop one pixel too small, and it raised.
 UNLUCKY = [98, 103, 107, 161, 187, 196, 197, 206, 214, 237, 239, 249, 253, 322, 347, 374, 389]
 
@@ -131,7 +148,7 @@ def test_resampling_is_what_its_name_says():
         (lambda: RandomFlip(1.5), "prob"),
         (lambda: SampleFrames(0), "0 frames"),
         (lambda: SampleFrames(4, 0), "stride 0"),
-        (lambda: SampleFrames(4, rule="random"), "one of stride, linspace, got 'random'"),
+        (lambda: SampleFrames(4, rule="random"), "one of stride, linspace, slice, got 'random'"),
         (lambda: SampleFrames(4, short="pad"), "one of raise, skip, loop, got 'pad'"),
     ],
 )
@@ -171,9 +188,26 @@ def test_stride_uses_every_start_that_leaves_room(total, last):
     assert sampler.indices(total, last)[-1] == total - 1
 
 
+# Windows of Latte's loaders for folders of frames, and the frames that it takes of them.
+SLICE = {0: list(range(0, 48, 3)), 5: list(range(5, 53, 3))}
+
+
+@pytest.mark.parametrize("start", SLICE)
+def test_slice_takes_the_frames_that_latte_takes(start):
+    assert SampleFrames(16, 3, "slice").indices(100, start).tolist() == SLICE[start]
+
+
+@pytest.mark.parametrize(("total", "last"), [(46, 0), (48, 0), (49, 0), (50, 1), (100, 51)])
+def test_slice_starts_where_latte_starts(total, last):
+    sampler = SampleFrames(16, 3, "slice")
+    assert sampler.last_start(total) == last
+    assert sampler.indices(total, last)[-1] < total
+    assert sampler.needed == 46  # of 20 frames Latte takes 7, and cannot make a batch of them
+
+
 def sample(sampler, total, monkeypatch, index=0, epoch=0, test_mode=False):
     info = VideoInfo(total, 25.0, 240, 320, total / 25)
-    monkeypatch.setattr(loading, "probe_video", lambda path: info)
+    monkeypatch.setattr(loading, "probe_video", lambda path, name: info)
     draws = Draws(0, [index], epoch)
     results = sampler(dict(path="clip.avi", draws=draws, test_mode=test_mode))
     return None if results is None else results["frame_indices"].tolist()
@@ -254,3 +288,59 @@ def test_packing():
     assert inputs.is_contiguous()
     assert dict(data.items()) == dict(index=7, label=2, path="a/b.avi")
     assert "label" not in PackVideo()(dict(frames=clip, index=7))["data_samples"]
+
+
+@pytest.mark.parametrize("rule", ["stride", "linspace", "slice"])
+def test_part_of_a_video(rule, monkeypatch):
+    info = VideoInfo(30, 25.0, 24, 32, 1.2)
+    monkeypatch.setattr(loading, "probe_video", lambda path, name: info)
+    sampler = SampleFrames(3, 2, rule)
+    chosen = [
+        sampler(dict(path="a.mp4", cut=(10, 18), draws=Draws(0, [n]), test_mode=False))
+        for n in range(99)
+    ]
+    frames = np.stack([results["frame_indices"] for results in chosen])
+    assert frames.min() == 10
+    assert frames.max() == {"stride": 17, "linspace": 16, "slice": 15}[rule]
+    with pytest.raises(MediaError, match=r"frames 30 to 35 of 30 are no clip"):
+        sampler(dict(path="a.mp4", cut=(30, 35), draws=Draws(0, [0]), test_mode=False))
+    with pytest.raises(MediaError, match=r"a.mp4: 4 frames, 5 are needed|3 are needed"):
+        SampleFrames(3, 2, "stride")(
+            dict(path="a.mp4", cut=(26, 99), draws=Draws(0, [0]), test_mode=False)
+        )
+
+
+def test_part_of_the_frames(tmp_path):
+    clip = np.random.default_rng(0).integers(0, 256, (5, 8, 10, 3), np.uint8)
+    write_video(tmp_path / "clip.png", clip, 8)
+    results = dict(path=str(tmp_path / "clip.png"), cut=(1, 4), crop=(2, 9, 1, 5))
+    np.testing.assert_array_equal(DecodeVideo()(results)["frames"], clip[1:4, 1:5, 2:9])
+    for crop in ((0, 11, 0, 8), (0, 10, 0, 9), (3, 3, 0, 8), (-1, 5, 0, 8)):
+        with pytest.raises(MediaError, match="does not fit frames of 8 x 10 pixels"):
+            DecodeVideo()(dict(path=str(tmp_path / "clip.png"), crop=crop))
+
+
+def test_photos_are_videos_of_one_frame(tmp_path):
+    Image.fromarray(image(20, 10)).save(tmp_path / "a.JPG")
+    results = dict(path=str(tmp_path / "a.JPG"), draws=Draws(0, [0]), test_mode=False)
+    still = SampleFrames(3, short="loop")(dict(results))
+    assert still["frame_indices"].tolist() == [0, 0, 0]
+    assert DecodeVideo()(still)["frames"].shape == (3, 10, 20, 3)
+    alone = DecodeVideo()(dict(results))["frames"]
+    np.testing.assert_array_equal(alone, LoadImage()(dict(results))["frames"])
+    content = (tmp_path / "a.JPG").read_bytes()
+    inside = dict(results, path="x.tar/a.jpg", media=content)
+    np.testing.assert_array_equal(DecodeVideo()(inside)["frames"], alone)
+
+
+def test_one_of_several_captions():
+    def packed(index, test_mode=False, text=("a", "b", "c")):
+        frames = np.zeros((1, 2, 2, 3), np.uint8)
+        draws = Draws(0, [index])
+        results = dict(frames=frames, text=list(text), draws=draws, test_mode=test_mode)
+        return PackVideo()(results)["data_samples"].text
+
+    chosen = [packed(index) for index in range(30)]
+    assert set(chosen) == {"a", "b", "c"}
+    assert chosen == [packed(index) for index in range(30)]
+    assert {packed(index, test_mode=True) for index in range(30)} == {"a"}

@@ -38,3 +38,11 @@ def test_clips_go_to_the_device_of_the_model():
     clip = torch.zeros(1, 2, 4, 4, dtype=torch.uint8)
     batch = model.preprocessor({"inputs": [clip], "data_samples": [None]})
     assert batch["inputs"].device.type == "meta"
+
+
+def test_cached_latents_keep_their_values():
+    latents = [torch.randn(2, 4, 3, 5, 6).half() for _ in range(3)]
+    for inputs in (latents, torch.stack(latents)):
+        batch = VideoPreprocessor()({"inputs": inputs, "data_samples": [None] * 3})["inputs"]
+        assert batch.dtype == torch.float32
+        assert torch.equal(batch, torch.stack(latents).float())

@@ -350,9 +350,30 @@ def test_a_sample_knows_its_place_in_the_batch_of_all_processes(build, monkeypat
     hub.update_info("seed", 0)
     hub.update_info("iter", 3)
     monkeypatch.setattr(latent_diffusion, "get_dist_info", lambda: (1, 3))
-    model.loss = lambda inputs, samples, draws: given.append(draws)
+    model.loss = lambda inputs, samples, draws: given.append(draws) or {}
     model(clips(), annotations(), mode="loss")
     expected = Draws(0, INDICES, 3, places=[1, 4, 7, 10], total=12)
     assert torch.equal(given[0].stratified("times"), expected.stratified("times"))
     other = Draws(0, INDICES, 3, places=[0, 3, 6, 9], total=12)
     assert not torch.equal(given[0].stratified("times"), other.stratified("times"))
+
+
+def test_a_stand_in_counts_for_nothing(build):
+    """A sample of weight 0 changes neither the loss of the others nor any gradient."""
+    model, hub = build(), MessageHub.get_instance("test_stand_ins")
+    hub.update_info("seed", 0)
+    hub.update_info("iter", 3)
+    found = []
+    for other in (clips()[1], -clips()[1]):
+        samples = annotations()
+        samples[1].weight = 0.0
+        inputs = clips()
+        inputs[1] = other
+        loss = model(inputs, samples, mode="loss")["loss_diffusion"]
+        assert loss[1] == 0
+        assert (loss[[0, 2, 3]] > 0).all()
+        model.zero_grad()
+        loss.mean().backward()
+        gradients = [p.grad for p in model.denoiser.parameters() if p.grad is not None]
+        found.append(torch.cat([gradient.flatten() for gradient in gradients]))
+    torch.testing.assert_close(*found)

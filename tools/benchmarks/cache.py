@@ -16,6 +16,9 @@ from torch.utils.data import DataLoader
 from benchmarks.timing import Ratio, speed
 from mmsora.datasets.cached import CachedLatents, NpyLatents, stack_latents
 from mmsora.datasets.class_folder import ClassFolderVideos
+from mmsora.datasets.transforms.loading import DecodeVideo, SampleFrames
+from mmsora.datasets.transforms.packing import PackVideo
+from mmsora.datasets.transforms.spatial import ResizeCrop
 from mmsora.utils.feature_store import FeatureWriter
 from mmsora.utils.npy_store import NpyWriter
 
@@ -157,10 +160,10 @@ def against_decoding(args: argparse.Namespace) -> tuple[str, Ratio, str]:
     decoded = ClassFolderVideos(
         args.clips,
         [
-            {"type": "SampleFrames", "num_frames": 16, "short": "loop"},
-            {"type": "DecodeVideo"},
-            {"type": "ResizeCrop", "size": 256},
-            {"type": "PackVideo"},
+            SampleFrames(num_frames=16, short="loop"),
+            DecodeVideo(),
+            ResizeCrop(size=256),
+            PackVideo(),
         ],
     )
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:

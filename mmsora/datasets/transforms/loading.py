@@ -26,6 +26,11 @@ def _source(results: dict[str, Any]) -> Any:
     return results.get("media", results["path"])
 
 
+def _image(results: dict[str, Any]) -> np.ndarray:
+    """A video of one frame."""
+    return read_image(_source(results), name=results["path"])[None]
+
+
 def _is_photo(results: dict[str, Any]) -> bool:
     return Path(results["path"]).suffix.lower() in PHOTOS
 
@@ -34,8 +39,10 @@ def _extent(results: dict[str, Any]) -> tuple[int, int]:
     """The first frame of a sample, and how many there are."""
     if "frame_files" in results:
         total = len(results["frame_files"])
+    elif _is_photo(results):
+        total = 1
     else:
-        total = 1 if _is_photo(results) else probe_video(_source(results)).frames
+        total = probe_video(_source(results), name=results["path"]).frames
     begin, end = results.get("cut") or (0, total)
     if not 0 <= begin < min(end, total):
         raise MediaError(results["path"], f"frames {begin} to {end} of {total} are no clip")
@@ -142,10 +149,10 @@ class DecodeVideo(BaseTransform):
             files = results["frame_files"]
             frames = _read_files(files if numbers is None else [files[i] for i in numbers])
         elif _is_photo(results):
-            frames = read_image(_source(results))[None]
+            frames = _image(results)
             frames = frames if numbers is None else frames[numbers]
         else:
-            frames = read_video(_source(results), numbers)
+            frames = read_video(_source(results), numbers, name=results["path"])
         if results.get("crop"):
             frames = self._crop(frames, results)
         results["frames"] = frames
@@ -166,5 +173,5 @@ class LoadImage(BaseTransform):
     """Reads an image as a video of one frame: ``path`` gives ``frames``."""
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        results["frames"] = read_image(_source(results))[None]
+        results["frames"] = _image(results)
         return results

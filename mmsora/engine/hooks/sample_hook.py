@@ -48,7 +48,8 @@ class SampleHook(Hook):
         self.num_samples = len(labels) if labels else num_samples
 
     def before_train(self, runner: Runner) -> None:
-        """Refuse labels that the model does not know, before any time is spent.
+        """Refuse labels that the model does not know, and a VAE that cannot decode what the model
+        learns, before any time is spent.
 
         Args:
             runner: The runner.
@@ -62,6 +63,9 @@ class SampleHook(Hook):
             if not 0 <= label < classes:
                 known = f"0 to {classes - 1}" if classes else "none, it is unconditional"
                 raise ValueError(f"SampleHook: label {label}; the labels of the model: {known}")
+        if runner.rank == 0:
+            with model.vae_in_place():
+                pass
 
     def after_train_iter(
         self,

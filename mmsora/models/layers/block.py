@@ -1,12 +1,15 @@
 """The transformer block of DiT, over any axis of a video."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
 from mmsora.models.layers.attention import Attention
 from mmsora.models.layers.feed_forward import FeedForward
 from mmsora.models.layers.modulation import AdaLN, gated, modulate
 
-__all__ = ["SPACE", "TIME", "AdaLNBlock"]
+__all__ = ["SPACE", "TIME", "AdaLNBlock", "on_clip"]
 
 TIME, SPACE = 1, 2  # axes of the tokens (B, T, N, width)
 
@@ -29,8 +32,40 @@ class AdaLNBlock(nn.Module):
         self.mlp = FeedForward(width)
         self.ada = AdaLN(width, 6)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """Tokens (B, T, N, width) and condition (B, width) to tokens."""
+    def forward(self, x: Tensor, condition: Tensor, num_images: int = 0) -> Tensor:
+        """Tokens to tokens. A block along time leaves images beside the clip as they are.
+
+        Args:
+            x: Tokens, (B, T, N, width).
+            condition: (B, width), or of each frame (B, T, width).
+            num_images: So many of the last frames are no part of the clip.
+
+        Returns:
+            Shaped like ``x``.
+        """
+        if self.axis == SPACE or not num_images:
+            return self._whole(x, condition)
+        told = condition if condition.ndim == 2 else condition[:, 0]  # a clip's frames are one
+        return on_clip(lambda clip: self._whole(clip, told), x, num_images)
+
+    def _whole(self, x: Tensor, condition: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.ada(condition)
         x = gated(x, gate1, self.attn(modulate(self.norm1(x), shift1, scale1), self.axis))
         return gated(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
+
+
+def on_clip(function: Callable[[Tensor], Tensor], x: Tensor, num_images: int) -> Tensor:
+    """Apply a function to a clip's frames and leave the images after them as they are.
+
+    Args:
+        function: From frames to as many frames.
+        x: Tokens, (B, T, N, width).
+        num_images: So many of the last frames are images.
+
+    Returns:
+        Shaped like ``x``.
+    """
+    if not num_images:
+        return function(x)
+    clip, images = x.split([x.shape[1] - num_images, num_images], dim=1)
+    return torch.cat([function(clip), images], dim=1)

@@ -1,6 +1,7 @@
 """Adaptive layer norm (adaLN-Zero of DiT, arXiv:2212.09748, section 3.2).
 
-Shifts, scales and gates are made once for each sample and broadcast over its tokens.
+Shifts, scales and gates are made once for each sample, or for each of its frames where these are
+told different things, and broadcast over its tokens.
 """
 
 import torch
@@ -29,12 +30,13 @@ class AdaLN(nn.Module):
         """Make the vectors.
 
         Args:
-            condition: (B, width).
+            condition: (B, width), or of each frame (B, T, width).
 
         Returns:
-            ``vectors`` tensors of shape (B, 1, 1, width).
+            ``vectors`` tensors of shape (B, 1, 1, width) or (B, T, 1, width).
         """
-        return self.linear(F.silu(condition))[:, None, None].chunk(self.vectors, dim=-1)
+        made = self.linear(F.silu(condition)).unsqueeze(-2)
+        return (made[:, None] if condition.ndim == 2 else made).chunk(self.vectors, dim=-1)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

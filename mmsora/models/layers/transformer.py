@@ -20,6 +20,7 @@ PUBLIC_KEYS = (
     (r"t_embedder\.mlp\.0\.", "embed_clock.fc1."),
     (r"t_embedder\.mlp\.2\.", "embed_clock.fc2."),
     (r"y_embedder\.embedding_table\.", "embed_label."),
+    (r"text_embedding_projection\.1\.", "embed_text."),
     (r"(blocks\.\d+)\.adaLN_modulation\.1\.", r"\1.ada.linear."),
     (r"final_layer\.adaLN_modulation\.1\.", "ada.linear."),
     (r"final_layer\.linear\.", "head."),
@@ -87,18 +88,30 @@ class VideoTransformer(nn.Module):
 
         Returns:
             (B, width).
+        """
+        condition, told = self.embed_clock(clock), self.label_embedding(label)
+        return condition if told is None else condition + told
+
+    def label_embedding(self, label: Tensor | None, name: str = "label") -> Tensor | None:
+        """Labels of any shape (...) as (..., width).
+
+        Args:
+            label: Class labels; ``num_classes`` is none. Not for an unconditional model.
+            name: Of the argument, for the message.
+
+        Returns:
+            None where the model is unconditional.
 
         Raises:
             ValueError: A class-conditional model got no labels.
         """
-        condition = self.embed_clock(clock)
         if self.embed_label is None:
-            return condition
+            return None
         if label is None:
             raise ValueError(
-                f"a class-conditional {type(self).__name__} needs label=; num_classes is none"
+                f"a class-conditional {type(self).__name__} needs {name}=; num_classes is none"
             )
-        return condition + self.embed_label(label)
+        return self.embed_label(label)
 
     def tokens(self, x: Tensor) -> Tensor:
         """Latents (B, C, T, H, W) to tokens (B, t, h w, width) that know where in the frame

@@ -8,9 +8,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from mmsora.models.vaes.vae import VAE
+from mmsora.models.vaes.vae import VAE, drawn
 from mmsora.registry import VAES
 from mmsora.utils.draws import Draws
+from mmsora.utils.feature_store import checksum
 
 __all__ = ["FrameVAE"]
 
@@ -115,6 +116,36 @@ class FrameVAE(VAE):
             raise ValueError(f"size {height}x{width} is not divisible by {step}, as the VAE needs")
         return frames, height // step, width // step
 
+    def identity(self) -> dict[str, Any]:
+        """Where the weights come from, the architecture and the scale."""
+        names = {key: _listed(value) for key, value in self.model.config.items()}
+        return {
+            **super().identity(),
+            "pretrained": self.pretrained,
+            "scale": self.scale,
+            "config": {key: names[key] for key in sorted(names) if _is_architecture(key)},
+        }
+
+    def fingerprint(self) -> str:
+        """A hash of the weights, without those of a consistency decoder."""
+        return checksum(self.model.state_dict())
+
+    def moments(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latent, frame by frame.
+
+        Args:
+            video: (B, 3, T, H, W) in [-1, 1].
+
+        Returns:
+            Each (B, c, T, h, w), float32 and scaled.
+        """
+
+        def parameters(frames: Tensor) -> Tensor:
+            return self.model.encode(frames).latent_dist.parameters.float()
+
+        mean, log_var = self._by_frames(parameters, video).chunk(2, dim=1)
+        return mean * self.scale, (0.5 * log_var.clamp(-30, 20)).exp() * self.scale
+
     def encode(self, video: Tensor, draws: Draws | None = None) -> Tensor:
         """To the latent, frame by frame.
 
@@ -125,15 +156,7 @@ class FrameVAE(VAE):
         Returns:
             (B, c, T, h, w), scaled.
         """
-
-        def moments(frames: Tensor) -> Tensor:
-            return self.model.encode(frames).latent_dist.parameters.float()
-
-        mean, log_var = self._by_frames(moments, video).chunk(2, dim=1)
-        if draws is not None:
-            std = (0.5 * log_var.clamp(-30, 20)).exp()
-            mean = mean + std * draws.normal("posterior", mean)
-        return mean * self.scale
+        return drawn(*self.moments(video), draws)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Latents (B, c, T, h, w) to videos (B, 3, T, H, W), frame by frame."""

@@ -1,12 +1,14 @@
 """What a VAE is to the rest of the toolbox."""
 
 from abc import abstractmethod
+from typing import Any
 
 from torch import Tensor, nn
 
 from mmsora.utils.draws import Draws
+from mmsora.utils.feature_store import checksum
 
-__all__ = ["VAE"]
+__all__ = ["VAE", "drawn"]
 
 
 class VAE(nn.Module):
@@ -18,6 +20,29 @@ class VAE(nn.Module):
     def latent_size(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
         """Frames, height and width of the latent of a video of ``size``: the same, by default."""
         return size
+
+    def identity(self) -> dict[str, Any]:
+        """What latents depend on besides the weights, in plain values.
+
+        A cache of latents keeps it with ``fingerprint``, and is taken by no other VAE.
+        """
+        return {"type": type(self).__name__}
+
+    def fingerprint(self) -> str:
+        """A hash of the weights that latents depend on."""
+        return checksum(self.state_dict())
+
+    def moments(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The distribution that ``encode`` draws the latent from, by ``drawn``.
+
+        Args:
+            video: (B, C, T, H, W) in [-1, 1].
+
+        Returns:
+            Its mean and standard deviation, each (B, c, t, h, w); None for the second where the
+            latent is not drawn, as by default.
+        """
+        return self.encode(video), None
 
     @abstractmethod
     def encode(self, video: Tensor, draws: Draws | None = None) -> Tensor:
@@ -35,3 +60,19 @@ class VAE(nn.Module):
     @abstractmethod
     def decode(self, latent: Tensor) -> Tensor:
         """Latents (B, c, t, h, w) to videos (B, C, T, H, W), about in [-1, 1]."""
+
+
+def drawn(mean: Tensor, std: Tensor | None, draws: Draws | None) -> Tensor:
+    """A latent from its distribution.
+
+    Args:
+        mean: (B, c, t, h, w).
+        std: Of the same shape; None where the latent is not drawn.
+        draws: The batch's random numbers; None takes the mean.
+
+    Returns:
+        (B, c, t, h, w).
+    """
+    if std is None or draws is None:
+        return mean
+    return mean + std * draws.normal("posterior", mean)

@@ -36,6 +36,16 @@ LATTE_CLASSES = dict(
     values=[-2.219411, 0.1559993, -0.729251, -0.4356697, -1.470174, -2.56329, -0.0691615,
             1.186971],
 )  # fmt: skip
+LATTE_TEXT = dict(
+    mean=0.18262485747290688, std=1.0902935709570873, norm=173.30357978510688,
+    values=[-1.409118, 0.2084452, -1.075821, -0.6080509, -1.078079, -1.752379, 0.1264507,
+            0.531103],
+)  # fmt: skip
+LATTE_IMAGES = dict(
+    mean=0.08478138346997513, std=1.0605518003293064, norm=204.2755488685129,
+    values=[0.4642742, 1.748581, 1.14701, -0.7334355, -1.482727, -2.235956, 0.3809772,
+            -0.9311832],
+)  # fmt: skip
 # The original's `flash` mode forgot to transpose heads. Nobody should agree with it.
 WRONG = [
     -2.267948, 0.7032849, -0.6392904, -0.04497976, -1.885775, -2.439303, -0.1848107, 0.8917177,
@@ -54,9 +64,10 @@ CLOCK = dict(
 )  # fmt: skip
 
 
-def build(kind, frames=1, num_classes=0):
+def build(kind, frames=1, num_classes=0, **more):
     sizes = dict(in_channels=4, out_channels=8, size=(frames, 16, 16), patch=2, width=96, depth=4)
-    return DENOISERS.build(dict(type=kind, **sizes, heads=4, num_classes=num_classes)).eval()
+    config = dict(type=kind, **sizes, heads=4, num_classes=num_classes, **more)
+    return DENOISERS.build(config).eval()
 
 
 @pytest.fixture
@@ -130,6 +141,61 @@ def test_latte(public_weights, filled, case, num_classes, golden):
     assert out.shape == (2, 6, 8, 16, 16)
     assert_golden(out, golden)
     assert abs(probes(out) - torch.tensor(WRONG)).max() > 0.1
+
+
+@torch.no_grad()
+def test_latte_told_a_text(public_weights, filled):
+    model = build("Latte", 6, text=(77, 768))
+    assert load_denoiser(model, public_weights("latte_small_text78")) == ([], [], [])
+    x, text = filled("xv", (2, 6, 4, 16, 16)).transpose(1, 2), filled("txt", (2, 77, 768))
+    out = model(x, torch.tensor([7.0, 543.0]), text=text).transpose(1, 2)
+    assert out.shape == (2, 6, 8, 16, 16)
+    assert_golden(out, LATTE_TEXT)
+
+
+def test_texts_begin_anew_where_a_checkpoint_knows_none(public_weights):
+    """And are left out where the model knows none; those of another encoder do not fit."""
+    ours = ["embed_text.weight", "embed_text.bias"]
+    model = build("Latte", 6, text=(77, 768))
+    report = load_denoiser(model, public_weights("latte_small_class"))
+    assert (report.kept, report.unused) == (ours, ["embed_label.weight"])
+    report = load_denoiser(build("Latte", 6), public_weights("latte_small_text78"))
+    assert (report.kept, report.unused) == ([], ours)
+    model = build("Latte", 6, text=(77, 512))
+    report = load_denoiser(model, public_weights("latte_small_text78"))
+    assert (report.kept, report.unused) == (ours[:1], ours[:1])
+
+
+@torch.no_grad()
+def test_latte_with_three_images_beside_the_clip(public_weights, filled):
+    model, clock = build("Latte", 6), torch.tensor([7.0, 543.0])
+    assert load_denoiser(model, public_weights("latte_small_uncond")) == ([], [], [])
+    x = filled("xi", (2, 9, 4, 16, 16)).transpose(1, 2)
+    out = model(x, clock, num_images=3)
+    assert out.transpose(1, 2).shape == (2, 9, 8, 16, 16)
+    assert_golden(out.transpose(1, 2), LATTE_IMAGES)
+    torch.testing.assert_close(out[:, :, :6], model(x[:, :, :6], clock), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_latte_with_labelled_images_trained_without_dropout(public_weights, filled):
+    """A label table of ten rows; each image as if it were a clip of one frame in a DiT's eyes."""
+    model, clock = build("Latte", 6, 10), torch.tensor([7.0, 543.0])
+    load_denoiser(model, public_weights("latte_small_class", rows=10))
+    assert not model.knows_null
+    x = filled("xi", (2, 9, 4, 16, 16)).transpose(1, 2)
+    label, of_images = torch.tensor([3, 9]), torch.tensor([[1, 2, 3], [4, 5, 6]])
+    out = model.train()(x, clock, label, num_images=3, image_label=of_images)
+    clip = model(x[:, :, :6], clock, label)
+    torch.testing.assert_close(out[:, :, :6], clip, atol=1e-5, rtol=0)
+    spatial = build("DiT", 1, 10)
+    spatial.blocks = spatial.blocks[:2]
+    kept = {k.replace("blocks.2.", "blocks.1."): v for k, v in model.state_dict().items()
+            if "blocks.1." not in k and "blocks.3." not in k}  # fmt: skip
+    spatial.load_state_dict({k: v for k, v in kept.items() if k != "temp_embed"})
+    for i in range(3):
+        image = spatial(x[:, :, 6 + i : 7 + i], clock, of_images[:, i])
+        torch.testing.assert_close(out[:, :, 6 + i : 7 + i], image, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["DiT", "Latte"])

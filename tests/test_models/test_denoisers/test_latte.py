@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 from torch.nn import functional as F
 
 from mmsora.models.denoisers import DiT, Latte
@@ -85,8 +86,10 @@ def reference_block(w, name, x, condition, heads):
     return reference_perceptron(w, name, x, condition)
 
 
-def in_space(function, tokens, w, name, *rest):
-    return torch.stack([function(w, name, frame, *rest) for frame in tokens])
+def in_space(function, tokens, w, name, conditions, *rest):
+    """Each frame under what is said of it."""
+    each = zip(tokens, conditions, strict=True)
+    return torch.stack([function(w, name, frame, told, *rest) for frame, told in each])
 
 
 def in_time(function, tokens, w, name, *rest):
@@ -98,40 +101,53 @@ def plain_attention(w, name, x, heads):
     return x + attention(w, f"{name}.attn_time", normed(x, bias, weight - 1), heads)
 
 
-def reference_blocks(w, tokens, condition, depth, heads, layout):
-    frames, _, size = tokens.shape
-    rest = condition, heads
-    table = torch.stack([sines(f, size) for f in range(frames)])[:, None]
+def reference_blocks(w, tokens, conditions, depth, heads, layout, length):
+    """``length`` frames are the clip's."""
+    table = torch.stack([sines(f, tokens.shape[-1]) for f in range(length)])[:, None]
     first = {"interleaved": 1, "late": depth // 2, "joint": 0}[layout]
     for i in range(depth):
         name = f"blocks.{i}"
         if i == first:
-            tokens = tokens + table
-        if layout == "joint":
-            tokens = in_space(reference_attention, tokens, w, name, *rest)
-            tokens = in_time(plain_attention, tokens, w, name, heads)
-            tokens = in_space(reference_perceptron, tokens, w, name, condition)
-            continue
+            tokens = torch.cat([tokens[:length] + table, tokens[length:]])
         is_spatial = i < depth // 2 if layout == "late" else i % 2 == 0
-        tokens = (in_space if is_spatial else in_time)(reference_block, tokens, w, name, *rest)
+        if layout == "joint":
+            tokens = in_space(reference_attention, tokens, w, name, conditions, heads)
+            clip = in_time(plain_attention, tokens[:length], w, name, heads)
+            tokens = torch.cat([clip, tokens[length:]])
+            tokens = in_space(reference_perceptron, tokens, w, name, conditions)
+        elif is_spatial:
+            tokens = in_space(reference_block, tokens, w, name, conditions, heads)
+        else:
+            clip = in_time(reference_block, tokens[:length], w, name, conditions[0], heads)
+            tokens = torch.cat([clip, tokens[length:]])
     return tokens
 
 
-def reference_condition(w, clock, label):
+def reference_clock(w, clock):
     frequencies = torch.tensor([10000 ** (-k / 128) for k in range(128)], dtype=torch.float64)
     angles = clock.double() * frequencies
     c = torch.cat([angles.cos(), angles.sin()])
     c = F.silu(w["embed_clock.fc1.weight"] @ c + w["embed_clock.fc1.bias"])
-    c = w["embed_clock.fc2.weight"] @ c + w["embed_clock.fc2.bias"]
-    return c if label is None else c + w["embed_label.weight"][label]
+    return w["embed_clock.fc2.weight"] @ c + w["embed_clock.fc2.bias"]
 
 
-def reference_of_one(w, x, clock, label, patch, depth, heads, layout):
-    """One video (F, C, H, W)."""
+def reference_told(w, told):
+    """What a label, a text (tokens, channels) or nothing adds to the clock."""
+    if told is None:
+        return 0
+    if told.ndim == 0:
+        return w["embed_label.weight"][told]
+    hidden = torch.cat([token / (1 + (-token).exp()) for token in told.double()])
+    return w["embed_text.weight"] @ hidden + w["embed_text.bias"]
+
+
+def reference_of_one(w, x, clock, told, patch, depth, heads, layout):
+    """One video (F, C, H, W), the first of ``told`` for its clip and one more for each image."""
     frames, channels, height, width = x.shape
     rows, columns = height // patch, width // patch
-    condition = reference_condition(w, clock, label)
-    size = len(condition)
+    at, length = reference_clock(w, clock), frames - len(told) + 1
+    conditions = [at + reference_told(w, told[max(f - length + 1, 0)]) for f in range(frames)]
+    size = len(at)
     weight = w["embed.proj.weight"].reshape(size, channels, patch, patch)
 
     tokens = torch.empty(frames, rows * columns, size, dtype=torch.float64)
@@ -141,26 +157,32 @@ def reference_of_one(w, x, clock, label, patch, depth, heads, layout):
                 square = x[f, :, r * patch : (r + 1) * patch, c * patch : (c + 1) * patch]
                 token = torch.einsum("cpq,dcpq->d", square, weight) + w["embed.proj.bias"]
                 tokens[f, r * columns + c] = token + place(r, c, size)
-    tokens = reference_blocks(w, tokens, condition, depth, heads, layout)
+    tokens = reference_blocks(w, tokens, conditions, depth, heads, layout, length)
 
-    shift, scale = (w["ada.linear.weight"] @ F.silu(condition) + w["ada.linear.bias"]).chunk(2)
-    tokens = normed(tokens, shift, scale) @ w["head.weight"].T + w["head.bias"]
-    out = torch.empty(frames, tokens.shape[-1] // patch**2, height, width, dtype=torch.float64)
-    for r in range(rows):
-        for c in range(columns):
-            token = tokens[:, r * columns + c].reshape(frames, patch, patch, -1)
-            for p in range(patch):
-                for q in range(patch):
-                    out[:, :, r * patch + p, c * patch + q] = token[:, p, q]
+    if "embed_text.weight" in w:
+        conditions = [at] * frames
+    out = torch.empty(frames, len(w["head.bias"]) // patch**2, height, width, dtype=torch.float64)
+    for f in range(frames):
+        made = w["ada.linear.weight"] @ F.silu(conditions[f]) + w["ada.linear.bias"]
+        frame = normed(tokens[f], *made.chunk(2)) @ w["head.weight"].T + w["head.bias"]
+        for r in range(rows):
+            for c in range(columns):
+                token = frame[r * columns + c].reshape(patch, patch, -1)
+                for p in range(patch):
+                    for q in range(patch):
+                        out[f, :, r * patch + p, c * patch + q] = token[p, q]
     return out
 
 
-def reference(model, x, clock, label=None, layout="interleaved"):
+def reference(model, x, clock, told=None, layout="interleaved", images=0, of_images=None):
+    """What is said of clips (B, ...) and images (B, n, ...) are labels, texts or nothing."""
     w = {name: value.detach().double() for name, value in model.named_parameters()}
     shape = SMALL["patch"], SMALL["depth"], SMALL["heads"], layout
-    videos = x.double().transpose(1, 2)
-    labels = [None] * len(x) if label is None else label
-    each = [reference_of_one(w, *one, *shape) for one in zip(videos, clock, labels, strict=True)]
+    each = []
+    for i, video in enumerate(x.double().transpose(1, 2)):
+        of_one = [None if told is None else told[i]]
+        of_one += [None if of_images is None else of_images[i][j] for j in range(images)]
+        each.append(reference_of_one(w, video, clock[i], of_one, *shape))
     return torch.stack(each).transpose(1, 2)
 
 
@@ -193,6 +215,174 @@ def test_other_layouts_are_the_reference(layout):
 def test_other_sizes_than_it_was_built_for(size):
     model, inputs = latte(), batch(*size)
     assert_equal(model(*inputs), reference(model, *inputs))
+
+
+# Images beside a clip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", ["interleaved", "late", "joint"])
+def test_images_beside_a_clip_are_the_reference(layout):
+    """Clips of five frames, and two images that have labels of their own."""
+    model, (x, clock, label) = latte(layout=layout), batch(7)
+    of_images = torch.tensor([[1, 10], [3, 3], [0, 9]])
+    out = model(x, clock, label, num_images=2, image_label=of_images)
+    assert_equal(out, reference(model, x, clock, label, layout, 2, of_images))
+
+
+@torch.no_grad()
+def test_images_of_an_unconditional_model_are_the_reference():
+    model, (x, clock, _) = latte(num_classes=0), batch(4)
+    out = model(x, clock, num_images=3)
+    assert_equal(out, reference(model, x, clock, images=3))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", ["interleaved", "late", "joint"])
+def test_clip_and_images_know_nothing_of_one_another(layout):
+    model, (x, clock, label) = latte(layout=layout), batch(7)
+    of_images = torch.tensor([[1, 10], [3, 3], [0, 9]])
+    told = dict(label=label, num_images=2, image_label=of_images)
+    out = model(x, clock, **told)
+    assert_equal(out[:, :, :5], model(x[:, :, :5], clock, label))
+    order = [0, 1, 2, 3, 4, 6, 5]
+    swapped = model(x[:, :, order], clock, **told | dict(image_label=of_images.flip(1)))
+    assert_equal(swapped, out[:, :, order])
+    for frame in range(7):  # a change of one shows in the clip's frames, or in itself alone
+        other = x.clone()
+        other[:, :, frame] += 1
+        moved = (model(other, clock, **told) - out).abs().amax((0, 1, 3, 4)) > 1e-5
+        expected = [f < 5 for f in range(7)] if frame < 5 else [f == frame for f in range(7)]
+        assert moved.tolist() == expected
+
+
+def test_a_label_is_learned_from_its_images_alone():
+    """The rows of the label table that get a gradient, and from which frames."""
+    model, (x, clock, label) = latte(), batch(7)
+    of_images = torch.tensor([[1, 2], [3, 3], [4, 5]])
+
+    def learned(frames):
+        model.zero_grad()
+        out = model(x, clock, label, num_images=2, image_label=of_images)
+        out[:, :, frames].square().sum().backward()
+        rows = model.embed_label.weight.grad.abs().amax(1) > 0
+        return {i for i, row in enumerate(rows.tolist()) if row}
+
+    assert learned(slice(0, 5)) == {7, 10, 0}
+    assert learned(slice(5, 6)) == {1, 3, 4}
+    assert learned(slice(6, 7)) == {2, 3, 5}
+
+
+@pytest.mark.filterwarnings("ignore:torch.utils.checkpoint")
+@pytest.mark.parametrize("layout", ["interleaved", "late", "joint"])
+def test_recomputed_activations_give_the_same_gradients_with_images(layout):
+    (x, clock, label), of_images = batch(7), torch.tensor([[1, 2], [3, 3], [4, 5]])
+
+    def gradients(model):
+        loss = model(x, clock, label, num_images=2, image_label=of_images).square().mean()
+        loss.backward()
+        return {name: value.grad for name, value in model.named_parameters()}
+
+    expected, model = gradients(latte(layout=layout)), latte(layout=layout)
+    turn_on_activation_checkpointing(model, [f"blocks.{i}" for i in range(4)])
+    found = gradients(model)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "late", "joint"])
+@pytest.mark.parametrize("block", [1, 2, 3, 4])
+@torch.no_grad()
+def test_tokens_tapped_after_any_block_are_those_of_all_frames(layout, block):
+    model, (x, clock, label) = latte(layout=layout), batch(7)
+    told = dict(label=label, num_images=2, image_label=torch.tensor([[1, 2], [3, 3], [4, 5]]))
+    with model.tap(block) as found:
+        model(x, clock, **told)
+        model(x[:, :, :5], clock, label)
+    assert found[0].shape == (3, 7, 60, 24)
+    torch.testing.assert_close(found[0][:, :5], found[1])
+
+
+@torch.no_grad()
+def test_a_clip_of_one_frame_beside_images():
+    model, (x, clock, label) = latte(), batch(3)
+    of_images = torch.tensor([[1, 10], [3, 3], [0, 9]])
+    out = model(x, clock, label, num_images=2, image_label=of_images)
+    assert_equal(out, reference(model, x, clock, label, "interleaved", 2, of_images))
+
+
+def test_images_that_cannot_be_are_refused():
+    model, (x, clock, label) = latte(), batch()
+    of_images = torch.tensor([[1], [3], [0]])
+    for count in (5, 6, -1):
+        with pytest.raises(ValueError, match=f"num_images={count} of 5 frames: at least one is"):
+            model(x, clock, label, num_images=count, image_label=of_images)
+    with pytest.raises(ValueError, match="needs image_label="):
+        model(x, clock, label, num_images=1)
+    with pytest.raises(ValueError, match=r"image_label must be of shape \(3, 2\), got \(3, 1\)"):
+        model(x, clock, label, num_images=2, image_label=of_images)
+    with pytest.raises(ValueError, match=r"label must be of shape \(3,\), got \(3, 1\)"):
+        model(x, clock, of_images)
+    tubes = latte(patch=(2, 2, 2), size=(4, 12, 20))
+    with pytest.raises(ValueError, match=r"would mix images; num_images needs patch=\(1, 2, 2\)"):
+        tubes(x[:, :, :4], clock, label, num_images=2, image_label=of_images)
+
+
+# Texts
+
+
+TEXT = dict(num_classes=0, text=(7, 6))
+
+
+def texts(*shape):
+    return torch.randn(*shape, 7, 6, generator=torch.Generator().manual_seed(2))
+
+
+@torch.no_grad()
+def test_a_text_is_the_reference():
+    model, (x, clock, _) = latte(**TEXT), batch()
+    out = model(x, clock, text=texts(3))
+    assert_equal(out, reference(model, x, clock, texts(3)))
+
+
+@torch.no_grad()
+def test_texts_of_images_are_the_reference():
+    model, (x, clock, _) = latte(**TEXT), batch(7)
+    out = model(x, clock, text=texts(3), num_images=2, image_text=texts(3, 2))
+    assert_equal(out, reference(model, x, clock, texts(3), "interleaved", 2, texts(3, 2)))
+
+
+@torch.no_grad()
+def test_texts_in_float_for_weights_in_bfloat16():
+    model, (x, clock, _) = latte(**TEXT), batch()
+    exact = model(x, clock, text=texts(3))
+    out = model.bfloat16()(x.bfloat16(), clock, text=texts(3))
+    assert out.dtype == torch.bfloat16
+    assert (out - exact).norm() < 0.05 * exact.norm()
+
+
+def test_a_text_is_learned():
+    torch.manual_seed(0)
+    layer = Latte(**SMALL | TEXT | dict(width=192, text=(77, 768))).embed_text
+    assert layer.weight.shape == (192, 77 * 768)
+    bound = (6 / sum(layer.weight.shape)) ** 0.5  # Xavier's
+    assert layer.weight.abs().max().item() == pytest.approx(bound, rel=1e-2)
+    assert not layer.bias.any()
+
+
+def test_texts_that_cannot_be_are_refused():
+    x, clock, label = batch()
+    with pytest.raises(ValueError, match="a text or a label: .* so num_classes=0"):
+        latte(text=(7, 6))
+    with pytest.raises(ValueError, match="text= is for a Latte that has text=.tokens, channels."):
+        latte()(x, clock, label, text=texts(3))
+    model = latte(**TEXT)
+    with pytest.raises(ValueError, match=r"a Latte with text=\(7, 6\) needs text="):
+        model(x, clock)
+    with pytest.raises(ValueError, match="needs image_text="):
+        model(x, clock, text=texts(3), num_images=1)
+    with pytest.raises(ValueError, match=r"text must be of shape \(3, 7, 6\), got \(3, 6, 7\)"):
+        model(x, clock, text=texts(3).mT)
 
 
 def test_the_registered_name_and_signature():

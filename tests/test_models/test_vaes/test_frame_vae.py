@@ -10,7 +10,7 @@ from mmengine.registry import init_default_scope
 from safetensors.torch import load_file
 
 from mmsora.apis import build_model
-from mmsora.models import FrameVAE
+from mmsora.models import FrameVAE, IdentityVAE, drawn
 from mmsora.registry import MODELS, VAES
 from mmsora.structures.video_sample import VideoSample
 from mmsora.utils.config_check import config_from_dict
@@ -119,6 +119,28 @@ def test_the_posterior_is_that_of_diffusers(folder, reference):
     mean, std = by_hand(drawn, clips()).chunk(2, dim=1)
     assert std.min() > 0.01
     torch.testing.assert_close(vae.encode(clips(), draws), mean + std * noise)
+
+
+@torch.no_grad()
+def test_what_is_drawn_from_the_moments_is_what_encode_draws(folder):
+    vae, draws = frame_vae(folder), Draws(3, [4, 9], step=7)
+    mean, std = vae.moments(clips())
+    assert torch.equal(drawn(mean, std, draws), vae.encode(clips(), draws))
+    assert torch.equal(drawn(mean, std, None), vae.encode(clips()))
+    assert torch.equal(drawn(mean, None, draws), mean)
+    plain, none = IdentityVAE().moments(clips())
+    assert none is None
+    assert torch.equal(plain, clips())
+
+
+def test_who_it_is(folder):
+    vae, other = frame_vae(folder), frame_vae(folder, scale=0.5, chunk=3)
+    assert vae.fingerprint() == other.fingerprint() != FrameVAE(str(folder), TINY).fingerprint()
+    mine, theirs = vae.identity(), other.identity()
+    assert {key for key in mine if mine[key] != theirs[key]} == {"scale"}
+    assert json.loads(json.dumps(mine)) == mine
+    assert mine["config"]["latent_channels"] == 4
+    assert mine["pretrained"] == str(folder)
 
 
 @torch.no_grad()

@@ -1,0 +1,444 @@
+"""Encode a config's data once, so that training needs no VAE.
+
+python tools/extract_features.py configs/dit/dit_s2_imagenet_256.py --out data/imagenet_latents
+torchrun --nproc_per_node 8 tools/extract_features.py CONFIG --out DIR
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmsora.utils.cli_options import key_values
+from mmsora.utils.user_error import UserError, user_errors_as_one_line
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+    from torch import Tensor
+
+    from mmsora.utils.feature_store import FeatureWriter
+
+# What tells a process its share, of each launcher.
+SHARES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+# Settings of a dataset that its samples do not depend on.
+NOT_KEPT = ("data_root", "on_error", "lazy_init", "serialize_data", "max_refetch")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description="Encode a config's data once, so that training needs no VAE. What is there "
+        "already is not made again: start it anew wherever it was stopped."
+    )
+    parser.add_argument("config", help="path of a config, or the name of one that is shipped")
+    parser.add_argument("--out", required=True, help="folder to write to")
+    parser.add_argument("--batch-size", type=int, default=16, help="samples encoded at a time")
+    parser.add_argument("--workers", type=int, help="processes that read; default the config's")
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
+    parser.add_argument(
+        "--precision", choices=("off", "bf16"), default="off", help="of the VAE, by autocast"
+    )
+    parser.add_argument(
+        "--clips", type=int, default=1, help="epochs whose random clips and crops are kept"
+    )
+    parser.add_argument("--rows-per-shard", type=int, default=1000, help="samples in a file")
+    parser.add_argument(
+        "--layout",
+        choices=("shards", "npy"),
+        default="shards",
+        help="npy: imagenet256_features/N.npy and imagenet256_labels/N.npy, a latent drawn once",
+    )
+    parser.add_argument("--name", default="imagenet256", help="of the folders of --layout npy")
+    parser.add_argument(
+        "--share", metavar="K/N", help="process K of N, from 0; default as torchrun or Slurm say"
+    )
+    parser.add_argument("--device", help="default: this process's GPU where there is one")
+    parser.add_argument("--verify", action="store_true", help="check what was written, and stop")
+    parser.add_argument(
+        "--cfg-options", nargs="+", type=key_values, default=[], metavar="KEY=VALUE"
+    )
+    args = parser.parse_args(argv)
+    for name in ("batch_size", "clips", "rows_per_shard"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if args.layout == "npy" and args.clips > 1:
+        parser.error("--layout npy keeps one clip")
+    return args
+
+
+def share_of(text: str | None) -> tuple[int, int]:
+    """Which process this is, of how many.
+
+    Args:
+        text: ``K/N``, or None to ask the environment.
+
+    Returns:
+        Both.
+
+    Raises:
+        UserError: There is no such share.
+    """
+    for rank, world in SHARES:
+        if text is None and rank in os.environ and world in os.environ:
+            text = f"{os.environ[rank]}/{os.environ[world]}"
+    number, slash, total = (text or "0/1").partition("/")
+    if not (number.isdigit() and slash and total.isdigit() and int(number) < int(total)):
+        raise UserError(f"--share is K/N with K from 0 to N - 1, got {text}")
+    return int(number), int(total)
+
+
+def prepare(args: argparse.Namespace) -> "Config":
+    """The config, with the command line applied.
+
+    Args:
+        args: The command line.
+
+    Returns:
+        The config, checked.
+
+    Raises:
+        UserError: It has nothing to encode.
+    """
+    from mmengine.registry import init_default_scope
+
+    from mmsora.utils.config_check import apply_overrides, check_config
+    from mmsora.utils.config_names import load_config
+
+    cfg = load_config(args.config)
+    apply_overrides(cfg, dict(args.cfg_options))
+    check_config(cfg)
+    init_default_scope("mmsora")
+    if "train_dataloader" not in cfg or "vae" not in cfg.get("model", {}):
+        raise UserError(f"{args.config} has no train_dataloader and model.vae to encode with")
+    if cfg.train_dataloader.get("batch_sampler") is not None:
+        raise UserError(
+            f"{args.config} trains in buckets; a cache has one size: extract with a config of one"
+        )
+    return cfg
+
+
+def take_flip(dataset: Any) -> float:
+    """Switch a pipeline's flip off, because both sides are encoded.
+
+    Args:
+        dataset: The dataset.
+
+    Returns:
+        How often it flips.
+
+    Raises:
+        UserError: The flip cannot be told from the rest of the pipeline.
+    """
+    from mmsora.datasets.transforms.packing import PackVideo
+    from mmsora.datasets.transforms.spatial import RandomFlip
+
+    parts = [getattr(dataset, name, None) for name in ("dataset", "videos", "images")]
+    for part in [*parts, *getattr(dataset, "datasets", ())]:
+        if part is not None and take_flip(part):
+            raise UserError(
+                f"a {type(dataset).__name__} of datasets that flip has no two sides to encode; "
+                "extract each by itself, or without RandomFlip"
+            )
+    transforms = getattr(getattr(dataset, "pipeline", None), "transforms", [])
+    flips = [n for n, transform in enumerate(transforms) if isinstance(transform, RandomFlip)]
+    if not flips or getattr(dataset, "test_mode", False):
+        return 0.0
+    after = transforms[flips[0] + 1 :]
+    if len(flips) > 1 or len(after) != 1 or not isinstance(after[0], PackVideo):
+        raise UserError("RandomFlip must stand just before PackVideo, to encode both sides")
+    flip, prob = transforms[flips[0]], float(transforms[flips[0]].prob)
+    flip.prob = 0.0
+    return prob
+
+
+def list_hash(dataset: Any) -> str | None:
+    """A hash of a dataset's list, None where it has none."""
+    if not hasattr(dataset, "get_data_info"):
+        return None
+    found = hashlib.sha256()
+    for number in range(len(dataset)):
+        found.update(json.dumps(dataset.get_data_info(number), default=str).encode())
+    return found.hexdigest()
+
+
+def manifest_of(
+    cfg: "Config", args: argparse.Namespace, dataset: Any, vae: Any, flip: float
+) -> dict[str, Any]:
+    """What the cache is made of.
+
+    Args:
+        cfg: The config.
+        args: The command line.
+        dataset: Its dataset.
+        vae: Its VAE, with its weights.
+        flip: How often the pipeline flips.
+
+    Returns:
+        Plain values.
+
+    Raises:
+        UserError: ``--clips`` asks for epochs of a dataset that has none.
+    """
+    from mmsora.utils.config_check import config_dict
+
+    if args.clips > 1 and not getattr(dataset, "takes_epochs", False):
+        raise UserError(f"--clips {args.clips}: {type(dataset).__name__} is the same every epoch")
+    made_of = config_dict(cfg)["train_dataloader"]["dataset"]
+    classes = getattr(dataset, "metainfo", {}).get("classes")
+    return {
+        "layout": args.layout,
+        "rows": len(dataset) * args.clips,
+        "rows_per_shard": args.rows_per_shard,
+        "samples": len(dataset),
+        "clips": args.clips,
+        "flip": flip,
+        "seed": getattr(dataset, "seed", 0),
+        "dtype": args.dtype,
+        "precision": args.precision,
+        "vae": {**vae.identity(), "weights": vae.fingerprint()},
+        "text": None,
+        "dataset": {key: value for key, value in made_of.items() if key not in NOT_KEPT},
+        "list": list_hash(dataset),
+        "classes": None if classes is None else list(classes),
+    }
+
+
+class Encoder:
+    """Samples to what is stored of them.
+
+    Args:
+        cfg: The config.
+        args: The command line.
+        vae: The VAE, where it is to run.
+        flip: How often the pipeline flips.
+        seed: Of the dataset.
+    """
+
+    def __init__(
+        self, cfg: "Config", args: argparse.Namespace, vae: Any, flip: float, seed: int
+    ) -> None:
+        import torch
+
+        from mmsora.registry import MODELS
+
+        config = cfg.model.get("data_preprocessor") or {"type": "mmsora.VideoPreprocessor"}
+        self.device = next(iter(vae.state_dict().values()), torch.empty(0)).device
+        self.preprocess = MODELS.build(config).to(self.device)
+        self.vae, self.flip, self.seed = vae, flip, seed
+        self.npy, self.dtype = args.layout == "npy", getattr(torch, args.dtype)
+        self.autocast = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=args.precision == "bf16"
+        )
+
+    def __call__(self, batch: Sequence[dict[str, Any]]) -> list[dict[str, "Tensor"]]:
+        """The records of some samples."""
+        records = []
+        for _, group in itertools.groupby(batch, lambda item: item["inputs"].shape):
+            records += self.encode(list(group))
+        return records
+
+    def encode(self, batch: Sequence[dict[str, Any]]) -> list[dict[str, "Tensor"]]:
+        """The records of samples of one size.
+
+        Args:
+            batch: What the dataset gave.
+
+        Returns:
+            For each its ``moments``, (flips, 1 or 2, c, t, h, w), or with the layout ``npy`` a
+            latent (c, t, h, w), and its annotation.
+
+        Raises:
+            UserError: A latent is not finite.
+        """
+        import torch
+
+        from mmsora.utils.draws import Draws
+
+        names = ("inputs", "data_samples")
+        data = self.preprocess({name: [item[name] for item in batch] for name in names})
+        videos, samples = data["inputs"], data["data_samples"]
+        with torch.inference_mode(), self.autocast:
+            if self.npy:
+                draws = Draws(self.seed, [sample.index for sample in samples])
+                flipped = (draws.uniform("clip flip") < self.flip).to(videos.device)
+                mirrored = flipped.view(-1, 1, 1, 1, 1)
+                found = self.vae.encode(torch.where(mirrored, videos.flip(-1), videos), draws)
+            else:
+                sides = [videos, videos.flip(-1)] if self.flip else [videos]
+                found = torch.stack([self._moments(side) for side in sides], dim=1)
+        found = found.to(self.dtype).cpu()
+        for row, sample in zip(found, samples, strict=True):
+            if not row.isfinite().all():
+                raise UserError(
+                    f"{sample.get('path', f'sample {sample.index}')}: its latent is not finite in "
+                    f"{self.dtype}; use --dtype float32 and --precision off"
+                )
+        return [
+            {"moments": row, **annotation(sample)}
+            for row, sample in zip(found, samples, strict=True)
+        ]
+
+    def _moments(self, videos: "Tensor") -> "Tensor":
+        import torch
+
+        mean, std = self.vae.moments(videos)
+        return torch.stack([mean] if std is None else [mean, std], dim=1)
+
+
+def annotation(sample: Any) -> dict[str, "Tensor"]:
+    """What is known of a sample, as tensors: one of JSON, and its own.
+
+    Args:
+        sample: The sample.
+
+    Returns:
+        The tensors by name.
+
+    Raises:
+        UserError: There is something that cannot be stored.
+    """
+    import torch
+
+    tensors, plain = {}, {}
+    for key, value in sample.items():
+        if isinstance(value, torch.Tensor):
+            tensors[f"sample.{key}"] = value
+        elif key != "index":
+            plain[key] = value
+    try:
+        text = json.dumps(plain, ensure_ascii=False, sort_keys=True)
+    except TypeError as error:
+        raise UserError(f"annotations are plain values or tensors: {error}") from error
+    return {**tensors, "annotation": torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)}
+
+
+def batches(
+    dataset: Any, writer: "FeatureWriter", args: argparse.Namespace, workers: int
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """The samples of all shards that this process is still to write, read ahead.
+
+    Args:
+        dataset: The dataset.
+        writer: Of the shards.
+        args: The command line.
+        workers: Processes that read.
+
+    Yields:
+        The number of a shard, and some of its samples.
+    """
+    from torch.utils.data import DataLoader
+
+    plan = []
+    for shard in writer.missing():
+        rows = writer.rows_of(shard)
+        numbers = [row // args.clips + row % args.clips * len(dataset) for row in rows]
+        for begin in range(0, len(numbers), args.batch_size):
+            plan.append((shard, numbers[begin : begin + args.batch_size]))
+    loader = DataLoader(
+        dataset,
+        batch_sampler=[numbers for _, numbers in plan],
+        num_workers=workers,
+        collate_fn=list,
+    )
+    yield from zip((shard for shard, _ in plan), loader, strict=True)
+
+
+def extract(
+    dataset: Any,
+    writer: "FeatureWriter",
+    encoder: Encoder,
+    args: argparse.Namespace,
+    workers: int,
+) -> None:
+    """Write the shards of this process.
+
+    Args:
+        dataset: The dataset.
+        writer: Of the shards.
+        encoder: Of the samples.
+        args: The command line.
+        workers: Processes that read.
+    """
+    total = sum(len(writer.rows_of(shard)) for shard in writer.missing())
+    start, done, what = time.perf_counter(), 0, "clips"
+    written: Future | None = None
+    with ThreadPoolExecutor(1) as thread:  # writes while the next shard is encoded
+        groups = itertools.groupby(batches(dataset, writer, args, workers), lambda item: item[0])
+        for shard, group in groups:
+            records: list[dict[str, Tensor]] = []
+            for _, batch in group:
+                what = "images" if batch[0]["inputs"].shape[1] == 1 else "clips"
+                records += encoder(batch)
+            if written is not None:
+                written.result()
+            written = thread.submit(writer.write, shard, records)
+            done += len(records)
+            speed = done / (time.perf_counter() - start)
+            print(f"{done} of {total} {what}, {speed:.1f} {what}/s", flush=True)
+        if written is not None:
+            written.result()
+
+
+def run(args: argparse.Namespace) -> None:
+    """Extract.
+
+    Args:
+        args: The command line.
+    """
+    import torch
+
+    from mmsora.registry import DATASETS, VAES
+    from mmsora.utils.config_check import user_errors
+    from mmsora.utils.feature_store import FeatureWriter
+    from mmsora.utils.npy_store import NpyWriter
+
+    rank, world = share_of(args.share)
+    cfg = prepare(args)
+    torch.backends.cudnn.deterministic = True  # the same bytes every time
+    gpu = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}" if torch.cuda.is_available() else "cpu"
+    with user_errors():
+        dataset = DATASETS.build(cfg.train_dataloader.dataset)
+        flip = take_flip(dataset)
+        vae = VAES.build(cfg.model.vae).requires_grad_(False).eval()
+        vae.init_weights()
+        manifest = manifest_of(cfg, args, dataset, vae, flip)
+        encoder = Encoder(cfg, args, vae.to(args.device or gpu), flip, manifest["seed"])
+        if args.layout == "npy":
+            writer: FeatureWriter = NpyWriter(args.out, manifest, rank, world, args.name)
+        else:
+            writer = FeatureWriter(args.out, manifest, rank, world)
+    workers = args.workers
+    if workers is None:
+        workers = cfg.train_dataloader.get("num_workers", 0)
+    with user_errors():
+        extract(dataset, writer, encoder, args, workers)
+    missing = writer.finish()
+    if missing:
+        print(f"{missing} of {writer.num_shards} shards are still to come from other processes")
+    else:
+        size = sum(path.stat().st_size for path in Path(args.out).rglob("*.*")) / 2**20
+        print(f"{args.out}: {manifest['rows']} samples, {size:.1f} MiB")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Extract, or verify."""
+    args = parse_args(argv)
+    with user_errors_as_one_line():
+        if args.verify:
+            from mmsora.utils.feature_store import FeatureStore
+
+            store = FeatureStore(args.out)
+            store.verify()
+            print(f"{args.out}: {len(store)} samples, all as they were written")
+            return
+        run(args)
+
+
+if __name__ == "__main__":
+    main()
