@@ -5,6 +5,7 @@
     python tools/benchmark.py network --device cuda --models DiT-XL/2 Latte-XL/2 --depth 0 \\
         --what inference train-bf16 memory step --peak-tflops 989
     python tools/benchmark.py data --clips FOLDER
+    python tools/benchmark.py cache
     python tools/benchmark.py methods --budget 2000 --clips 50
     python tools/benchmark.py samplers --plot docs/assets/samplers.png
 """
@@ -30,6 +31,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_methods(commands.add_parser("methods", help="what trains fastest on the quickstart"))
     add_samplers(commands.add_parser("samplers", help="few steps beside the published 250"))
     add_data(commands.add_parser("data", help="what it takes to read training clips"))
+    add_cache(commands.add_parser("cache", help="what it takes to read cached latents"))
     return parser.parse_args(argv)
 
 
@@ -87,35 +89,28 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     add("--out", help="JSON file to write")
 
 
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """Options of ``cache``."""
+    add = parser.add_argument
+    add("--samples", type=int, default=10_000, help="latents of 4 x 32 x 32 float32 numbers")
+    add("--workers", type=int, default=2, help="processes that read")
+    add("--batch", type=int, default=64, help="samples of a batch")
+    add("--rounds", type=int, default=5, help="rounds, the layouts in turn")
+    add("--clips", help="folder of class folders of videos, for decoding; default none")
+    add("--folder", help="where to write, on the disk to measure; default a temporary one")
+    add("--out", help="JSON file to write")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark asked for."""
+    from importlib import import_module
+
+    from mmsora.utils.user_error import user_errors_as_one_line
+
     args = parse_args(argv)
-    if args.command == "network":
-        from benchmarks.network import benchmark_network
-
-        return benchmark_network(args)
-    if args.command == "methods":
-        from benchmarks.methods import benchmark_methods
-
-        from mmsora.utils.user_error import user_errors_as_one_line
-
-        with user_errors_as_one_line():
-            return benchmark_methods(args)
-    if args.command == "samplers":
-        from benchmarks.samplers import benchmark_samplers
-
-        return benchmark_samplers(args)
-    if args.command == "data":
-        from benchmarks.data import benchmark_data
-
-        from mmsora.utils.user_error import user_errors_as_one_line
-
-        with user_errors_as_one_line():
-            return benchmark_data(args)
-    from benchmarks.runner import benchmark_runner
-
-    benchmark_runner(args.iters, args.rounds)
-    return 0
+    with user_errors_as_one_line():
+        module = import_module(f"benchmarks.{args.command}")
+        return getattr(module, f"benchmark_{args.command}")(args)
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def write_list(path: Path, found: "Sequence[Looked]") -> int:
     for entry, facts, _ in found:
         if facts is None or facts.kind == "frames" or "shard" in entry:
             continue  # it takes neither folders of frames nor what lies in tar files
-        kept = {
+        kept: dict[str, Any] = {
             key: entry[key] for key in ("path", "text", "label", "cut", "crop") if key in entry
         }
         shape = (facts.info.frames, facts.info.height, facts.info.width)
@@ -249,6 +249,8 @@ def probe(args: argparse.Namespace) -> None:
         raise UserError(
             "--ann-file is for folders; a config has train_dataloader.dataset.ann_file"
         )
+    if cfg is None and args.cfg_options:
+        raise UserError(f"--cfg-options is for configs; {args.target} is a folder")
     dataset = built(cfg) if cfg is not None else entries_of_folder(args.target, args.ann_file)
     buckets, out = buckets_of(args, cfg), Path(args.out)
     with user_errors():

@@ -11,6 +11,7 @@ from mmengine.runner import LogProcessor
 
 from mmsora.engine import (
     InterruptHook,
+    LatentCacheHook,
     MeanLossHook,
     SafeCheckpointHook,
     SoraRunner,
@@ -30,6 +31,7 @@ default_hooks = dict(
     param_scheduler=dict(type=ParamSchedulerHook),
     checkpoint=dict(type=SafeCheckpointHook, interval=1000, max_keep_ckpts=3),
     interrupt=dict(type=InterruptHook),
+    latent_cache=dict(type=LatentCacheHook),
 )
 log_processor = dict(type=LogProcessor, window_size=10, by_epoch=False)
 env_cfg = dict(cudnn_benchmark=True, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0))

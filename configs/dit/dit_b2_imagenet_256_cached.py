@@ -14,7 +14,7 @@ the VAE; unmeasured.
 from mmengine.config import read_base
 from torch.optim import AdamW
 
-from mmsora.engine import AutocastOptimWrapper, DenoiserEMAHook, LatentCacheHook, SampleHook
+from mmsora.engine import AutocastOptimWrapper, DenoiserEMAHook, SampleHook
 from mmsora.models import DiT, FrameVAE, LabelConditioner, LatentDiffusion
 
 with read_base():
@@ -51,7 +51,6 @@ optim_wrapper = dict(
 )
 auto_scale_lr = dict(base_batch_size=256, enable=False)
 default_hooks.checkpoint.interval = 50_000
-default_hooks.latent_cache = dict(type=LatentCacheHook)
 custom_hooks = [
     dict(type=DenoiserEMAHook, decay=0.9999, warmup=False),
     dict(type=SampleHook, interval=20_000, labels=[207, 360, 387, 974, 88, 979, 417, 279]),

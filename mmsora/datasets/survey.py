@@ -17,6 +17,7 @@ import numpy as np
 from mmsora.datasets.annotated import AnnotatedVideos
 from mmsora.datasets.buckets import Buckets
 from mmsora.datasets.file_dataset import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, FileDataset
+from mmsora.datasets.frame_folder import frame_files
 from mmsora.datasets.records import find_list
 from mmsora.datasets.tar import TarVideos
 from mmsora.utils.user_error import UserError
@@ -25,8 +26,10 @@ from mmsora.utils.video_io.about import MediaFacts, media_facts
 
 __all__ = [
     "Looked",
+    "check_tree",
     "entries_of",
     "entries_of_folder",
+    "find_splits",
     "in_parallel",
     "missing_numbers",
     "summary",
@@ -323,3 +326,57 @@ def _buckets(buckets: Buckets, clips: np.ndarray) -> dict[str, int]:
     }
     none = int((numbers < 0).sum())
     return {**counts, "too few frames": none} if none else counts
+
+
+def find_splits(root: str | Path, splits: Sequence[str]) -> list[Path]:
+    """The splits of a dataset that are there.
+
+    Args:
+        root: Folder of the splits.
+        splits: Their names; the first must be there.
+
+    Returns:
+        Their folders.
+
+    Raises:
+        UserError: The first is not there.
+    """
+    if not Path(root, splits[0]).is_dir():
+        raise UserError(f"{Path(root, splits[0])}: no such folder; unpack the dataset into {root}")
+    return [Path(root, split) for split in splits if Path(root, split).is_dir()]
+
+
+def check_tree(
+    dataset: FileDataset, name: str, workers: int = 1, decode: bool = False
+) -> list[Looked]:
+    """Look at every file of a dataset and print what was found.
+
+    Args:
+        dataset: The dataset.
+        name: What to call it.
+        workers: Files that are looked at together.
+        decode: Decode every frame.
+
+    Returns:
+        What was found.
+    """
+    found = list(survey(entries_of(dataset), workers, decode))
+    report = summary(found)
+    frames, sizes = report["frames"], list(report["sizes"])
+    print(f"{name}: {len(found):,} clips")
+    if frames:
+        print(f"  frames    {frames['least']:,} to {frames['most']:,} in a clip")
+        print(f"  pixels    {', '.join(sizes[:5])}{', ...' if len(sizes) > 5 else ''}")
+    torn = [
+        looked.entry["path"]
+        for looked in found
+        if looked.facts is not None
+        and looked.facts.kind == "frames"
+        and missing_numbers(frame_files(Path(dataset.data_root, looked.entry["path"])))
+    ]
+    if torn:
+        print(f"warning: {len(torn):,} clips miss frames by their numbers, the first is {torn[0]}")
+    for one in report["unreadable"]:
+        print(f"unreadable: {one['path']}: {one['cause']}")
+    print(f"  {len(found) - len(report['unreadable']):,} of {len(found):,} can be read")
+    return found

@@ -216,8 +216,8 @@ class LatentDiffusion(BaseModel):
             if weights not in (None, self.vae.fingerprint()):
                 source = getattr(self.vae, "pretrained", "the VAE")
                 raise UserError(f"{CACHED_BY_ANOTHER}: the weights in {source} are others")
+            self.vae.to(self.device)
             yield
-            self.vae = self._build_vae()
         finally:
             self.vae.to("meta")
 
@@ -301,7 +301,7 @@ class LatentDiffusion(BaseModel):
             if self._latents_of is None:
                 raise UserError(
                     "the dataset gives cached latents, and nobody has compared their VAE with "
-                    "the model's: add default_hooks.latent_cache.type=LatentCacheHook"
+                    "the model's; default_hooks.latent_cache=dict(type=LatentCacheHook) does"
                 )
             mean, *std = inputs.unbind(1)
             return drawn(mean, std[0] if std else None, draws)

@@ -107,7 +107,8 @@ def test_model_and_data_fit_each_other(path):
         pytest.skip("needs its data")
     with torch.device("meta"):
         model = MODELS.build(cfg.model)
-        latent = model.vae.encode(sample["inputs"][None].float().to("meta"))
+        latent = sample["inputs"][None].float().to("meta")
+        latent = latent[:, 0] if latent.ndim == 6 else model.vae.encode(latent)  # from a cache
     assert latent.shape[1:] == (cfg.model.denoiser.in_channels, *cfg.model.denoiser.size)
 
 

@@ -58,9 +58,7 @@ def train(make, work_dir, kind, iters, load_from=None, workers=0):
     return runner, list(MADE)
 
 
-@pytest.mark.parametrize(
-    ("kind", "workers"), [("epochs", 0), ("buckets", 0)]
-)
+@pytest.mark.parametrize(("kind", "workers"), [("epochs", 0), ("buckets", 0)])
 def test_it_loads_what_comes_and_nothing_else(tiny_config, tmp_path, kind, workers):
     work_dir = tmp_path / "run"
     straight, made = train(tiny_config, work_dir, kind, 12, None, workers)

@@ -22,22 +22,10 @@ from mmsora.datasets.transforms.spatial import ResizeCrop
 from mmsora.utils.feature_store import FeatureWriter
 from mmsora.utils.npy_store import NpyWriter
 
-__all__ = ["add_cache", "benchmark_cache"]
+__all__ = ["benchmark_cache"]
 
 SHAPE = (4, 1, 32, 32)
 BARS = {"cold": 3.0, "warm": 1.5, "disk": 0.7, "decoding": 20.0}
-
-
-def add_cache(parser: argparse.ArgumentParser) -> None:
-    """Options of ``cache``."""
-    add = parser.add_argument
-    add("--samples", type=int, default=10_000, help="latents of 4 x 32 x 32 float32 numbers")
-    add("--workers", type=int, default=2, help="processes that read")
-    add("--batch", type=int, default=64, help="samples of a batch")
-    add("--rounds", type=int, default=5, help="rounds, the layouts in turn")
-    add("--clips", help="folder of class folders of videos, for decoding; default none")
-    add("--folder", help="where to write, on the disk to measure; default a temporary one")
-    add("--out", help="JSON file to write")
 
 
 def write_both(root: Path, samples: int) -> tuple[CachedLatents, NpyLatents]:
@@ -50,7 +38,12 @@ def write_both(root: Path, samples: int) -> tuple[CachedLatents, NpyLatents]:
     Returns:
         A dataset of each layout.
     """
-    about = {"rows": samples, "rows_per_shard": 1000, "samples": samples, "clips": 1}
+    about: dict[str, Any] = {"rows": samples, "rows_per_shard": 1000, "samples": samples}
+    about |= {"clips": 1, "flip": 0.0, "seed": 0, "vae": {}, "classes": None}
+        "rows_per_shard": 1000,
+        "samples": samples,
+        "clips": 1,
+    }
     about |= {"flip": 0.0, "seed": 0, "vae": {}, "classes": None}
     shards = FeatureWriter(root / "shards", {**about, "layout": "shards"})
     files = NpyWriter(root / "npy", {**about, "layout": "npy"})
@@ -167,7 +160,8 @@ def against_decoding(args: argparse.Namespace) -> tuple[str, Ratio, str]:
         ],
     )
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        about = {"rows": 256, "rows_per_shard": 64, "samples": 256, "clips": 1, "flip": 0.5}
+        about: dict[str, Any] = {"rows": 256, "rows_per_shard": 64, "samples": 256}
+        about |= {"clips": 1, "flip": 0.5}
         about |= {"seed": 0, "vae": {}, "classes": None, "layout": "shards"}
         writer = FeatureWriter(folder, about)
         text = torch.frombuffer(bytearray(b'{"label": 1}'), dtype=torch.uint8)

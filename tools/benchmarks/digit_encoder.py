@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmsora.datasets.moving_digits import MovingDigits
-from mmsora.models import DINOv2
+from mmsora.models.alignments.dinov2 import DINOv2
 
 __all__ = ["WIDTH", "train_encoder"]
 

@@ -1,5 +1,6 @@
 """What an iteration costs in the Runner and in a bare loop."""
 
+import argparse
 import statistics
 import tempfile
 import time
@@ -66,16 +67,19 @@ def cpu_ms(function: Callable[[], object], iters: int) -> float:
     return (time.process_time() - start) * 1e3 / iters
 
 
-def benchmark_runner(iters: int, rounds: int) -> None:
+def benchmark_runner(args: argparse.Namespace) -> int:
     """Print what an iteration costs in the Runner and in a bare loop, interleaved.
 
     Default hooks, a log line every 10 iterations, EMA on; checkpoints and samples off. What
     happens once, as building and the last checkpoint, is not counted.
 
     Args:
-        iters: Iterations in a round.
-        rounds: Rounds.
+        args: The command line.
+
+    Returns:
+        The exit status.
     """
+    iters, rounds = args.iters, args.rounds
     torch.set_num_threads(1)
     spent: list[float] = []
 
@@ -106,3 +110,4 @@ def benchmark_runner(iters: int, rounds: int) -> None:
     for name, values in (("bare loop", bare), ("Runner", spent), ("Runner over bare", over)):
         middle = statistics.median(values)
         print(f"  {name:18} {middle:6.2f}  ({min(values):.2f} to {max(values):.2f})")
+    return 0

@@ -10,6 +10,7 @@ found by PySceneDetect (``pip install scenedetect``), hard cuts alone: fades and
 
 import argparse
 import csv
+import importlib
 import io
 import json
 import os
@@ -23,7 +24,7 @@ from mmsora.utils.user_error import UserError, user_errors_as_one_line
 if TYPE_CHECKING:
     import numpy as np
 
-COLUMNS = "path start end num_frames height width fps kept reason".split()
+COLUMNS = ["path", "start", "end", "num_frames", "height", "width", "fps", "kept", "reason"]
 WIDTH = 256  # pixels that scenes are looked for in; as PySceneDetect does
 SMALL = 32, 18  # columns and rows that movement is measured in
 BAND = 16  # bits; scenes that differ in few bits have one of these in common
@@ -129,13 +130,13 @@ def detector(threshold: float) -> Any:
         UserError: It is not installed.
     """
     try:
-        from scenedetect import ContentDetector
+        library: Any = importlib.import_module("scenedetect")
     except (ImportError, RuntimeError, OSError) as error:
         raise UserError(
             f"scenes need PySceneDetect ({error}): pip install scenedetect, or --no-scenes"
         ) from error
-    # A scene too short to be kept is one of its own: merged, it would put a cut into its neighbour.
-    return ContentDetector(threshold, min_scene_len=1)
+    # Short scenes stay scenes: merged into a neighbour, they would put a cut into it.
+    return library.ContentDetector(threshold, min_scene_len=1)
 
 
 def look(entry: dict[str, Any], path: str, args: argparse.Namespace) -> Video:
@@ -189,15 +190,13 @@ def new_cuts(cutter: Any, frame: "np.ndarray", number: int, fps: float) -> list[
         Frames that a scene begins with, seldom any.
     """
     import cv2
-    from scenedetect import FrameTimecode
 
+    timecode: Any = importlib.import_module("scenedetect").FrameTimecode
     height, width = frame.shape[:2]
     if width > WIDTH:
         size = WIDTH, max(round(height * WIDTH / width), 1)
         frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-    found = cutter.process_frame(
-        FrameTimecode(number, fps), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
-    )
+    found = cutter.process_frame(timecode(number, fps), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
     return [int(cut.frame_num) for cut in found]
 
 
@@ -333,6 +332,21 @@ def videos(args: argparse.Namespace) -> Iterator[Video]:
     )
 
 
+def listed(entry: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """A scene as ``AnnotatedVideos`` reads it.
+
+    Args:
+        entry: What is known of its video.
+        row: Of the list.
+
+    Returns:
+        An entry.
+    """
+    known: dict[str, Any] = {key: entry[key] for key in ("text", "label") if key in entry}
+    size = {key: row[key] for key in ("num_frames", "height", "width", "fps")}
+    return {"path": row["path"], **known, **size, "cut": [row["start"], row["end"]]}
+
+
 def main(argv: list[str] | None = None) -> None:
     """Clean."""
     args = parse_args(argv)
@@ -340,7 +354,8 @@ def main(argv: list[str] | None = None) -> None:
         from mmsora.utils.atomic import write_text
 
         out = Path(args.out or Path(args.root, "clean.csv"))
-        table, kept, known = io.StringIO(), [], Known(args.duplicates)
+        table, known = io.StringIO(), Known(args.duplicates)
+        kept: list[str] = []
         writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
         writer.writeheader()
         reasons: dict[str, int] = defaultdict(int)
@@ -349,15 +364,9 @@ def main(argv: list[str] | None = None) -> None:
                 writer.writerow(row)
                 reasons[row["reason"].partition(":")[0] or "kept"] += 1
                 if row["kept"]:
-                    also = {
-                        key: video.entry[key] for key in ("text", "label") if key in video.entry
-                    }
-                    size = {key: row[key] for key in COLUMNS[3:7]}
-                    cut = {"cut": [row["start"], row["end"]]}
-                    kept.append({"path": row["path"], **also, **size, **cut})
+                    kept.append(json.dumps(listed(video.entry, row), ensure_ascii=False) + "\n")
         write_text(out, table.getvalue())
-        lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept]
-        write_text(out.with_suffix(".jsonl"), "".join(lines))
+        write_text(out.with_suffix(".jsonl"), "".join(kept))
         for reason, count in sorted(reasons.items(), key=lambda item: -item[1]):
             print(f"{reason:12}{count:9,} scenes")
         print(f"wrote {out} and {out.with_suffix('.jsonl')}")
