@@ -80,6 +80,9 @@ def test_command(command, tmp_path, tiny_run):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_both_languages_give_the_same_blocks(page):
-    twin = ROOT / "README_zh-CN.md" if page.parent == ROOT else ROOT / "docs/zh_cn" / page.name
+    if page.parent == ROOT:
+        twin = ROOT / "README_zh-CN.md"
+    else:
+        twin = ROOT / "docs/zh_cn" / page.relative_to(ROOT / "docs/en")
     block = re.compile(r"```(\w+)\n(.*?)```", flags=re.DOTALL)
     assert block.findall(twin.read_text()) == block.findall(page.read_text())

@@ -40,11 +40,6 @@ def write_both(root: Path, samples: int) -> tuple[CachedLatents, NpyLatents]:
     """
     about: dict[str, Any] = {"rows": samples, "rows_per_shard": 1000, "samples": samples}
     about |= {"clips": 1, "flip": 0.0, "seed": 0, "vae": {}, "classes": None}
-        "rows_per_shard": 1000,
-        "samples": samples,
-        "clips": 1,
-    }
-    about |= {"flip": 0.0, "seed": 0, "vae": {}, "classes": None}
     shards = FeatureWriter(root / "shards", {**about, "layout": "shards"})
     files = NpyWriter(root / "npy", {**about, "layout": "npy"})
     generator = torch.Generator().manual_seed(0)
