@@ -22,6 +22,10 @@ ELSEWHERE = {
     "--labels 3 7": "test_add_a_denoiser.py runs it",
     "python tools/infer.py configs/latte_ucf.py --checkpoint ucf101.pt --labels 3": "needs the "
     "public weights; test_load_denoiser.py samples a small file of their format",
+    "python tools/benchmark.py methods --budget 2000 --clips 50 --final-clips 200": "an hour; "
+    "test_benchmark_methods.py runs it small",
+    "python tools/benchmark.py samplers --plot samplers.png --out samplers.json": "a minute; "
+    "test_benchmark_samplers.py runs it small",
     "bash tools/run_tests.sh": "it runs this test",
     "bash tools/run_tests.sh --slow": "it runs the slow tests",
 }
@@ -58,6 +62,8 @@ def cut(words, work_dir, checkpoint):
     if name == "tools/quickstart.sh":
         few = ["--max-iters", "2", "--num-clips", "10", "--cfg-options", *SMALL[1:]]
         return [*words, "--work-dir", str(work_dir / "quick"), *few]
+    if name == "mmsora dataset":
+        return [*words, "--out", str(work_dir / "sheets")]
     if name == "mmsora copy-cfg":
         return [*words[:3], str(work_dir / words[3]), *words[4:]]
     return words

@@ -294,7 +294,10 @@ def mess(tmp_path_factory):
     good = moving(40, 0)
     write_video(root / "a.mkv", good, 10)
     write_video(root / "b_copy.mp4", good, 10)
-    write_video(root / "c_cuts.mkv", np.concatenate([moving(20, n) for n in (1, 2)]), 10)
+    write_video(
+        root / "c_cuts.mkv", np.concatenate([moving(20, 1), moving(10, 7), moving(20, 2)]), 10
+    )
+    write_video(root / "c_turns.mkv", np.concatenate([good[:20], good[20:0:-1]]), 10)
     write_video(root / "d_dark.mkv", good // 32, 10)
     write_video(root / "e_bright.mkv", 255 - moving(20, 3) // 32, 10)
     write_video(root / "f_static.mkv", np.repeat(moving(1, 4), 20, axis=0), 10)
@@ -342,7 +345,9 @@ def test_what_is_kept_and_why_not(clean, mess):
         ("a.mkv", "0", "40", "1", ""),
         ("b_copy.mp4", "0", "40", "0", "duplicate"),
         ("c_cuts.mkv", "0", "20", "1", ""),
-        ("c_cuts.mkv", "20", "40", "1", ""),
+        ("c_cuts.mkv", "20", "30", "0", "short"),
+        ("c_cuts.mkv", "30", "50", "1", ""),
+        ("c_turns.mkv", "0", "40", "1", ""),  # begins as a.mkv does, and ends otherwise
         ("d_dark.mkv", "0", "40", "0", "dark"),
         ("e_bright.mkv", "0", "20", "0", "bright"),
         ("f_static.mkv", "0", "20", "0", "static"),
@@ -356,7 +361,8 @@ def test_what_is_kept_and_why_not(clean, mess):
     assert [(one["path"], one["cut"], one["text"]) for one in kept] == [
         ("a.mkv", [0, 40], "about a"),
         ("c_cuts.mkv", [0, 20], "about c_cuts"),
-        ("c_cuts.mkv", [20, 40], "about c_cuts"),
+        ("c_cuts.mkv", [30, 50], "about c_cuts"),
+        ("c_turns.mkv", [0, 40], "about c_turns"),
     ]
     assert {path: path.read_bytes() for path in mess.iterdir()} == before
 
@@ -368,15 +374,15 @@ def test_what_is_kept_can_be_trained_on(clean, mess, tmp_path):
     clean("--min-side", 64)
     listed = str(tmp_path / "clean.jsonl")
     scenes = AnnotatedVideos(str(mess), [DecodeVideo()], ann_file=listed)
-    assert shapes_of(scenes).tolist() == [[40, 64, 96], [20, 64, 96], [20, 64, 96]]
+    assert shapes_of(scenes).tolist() == [[40, 64, 96], [20, 64, 96], [20, 64, 96], [40, 64, 96]]
     np.testing.assert_array_equal(scenes[2]["frames"], moving(20, 2))
 
 
 def test_limits(clean, monkeypatch):
     monkeypatch.setitem(sys.modules, "scenedetect", None)  # not needed
     rows, kept = clean("--no-scenes", "--min-side", 32, "--min-frames", 1, "--duplicates", -1)
-    assert [one["path"][0] for one in kept] == list("abcgh")
-    assert kept[2]["cut"] == [0, 40]
+    assert [one["path"][0] for one in kept] == list("abccgh")
+    assert kept[2]["cut"] == [0, 50]
     limits = "--brightness", 0, 255, "--min-motion", 0, "--min-seconds", 2, "--max-seconds", 3.9
     rows, kept = clean("--no-scenes", "--min-side", 32, *limits)
     assert [one["path"][0] for one in kept] == list("efg")

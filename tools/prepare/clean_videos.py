@@ -169,7 +169,7 @@ def look(entry: dict[str, Any], path: str, args: argparse.Namespace) -> Video:
             pictures.append(np.packbits(nine[:, 1:] > nine[:, :-1]).tobytes())
     except MediaError as error:
         return Video(entry, cause=str(error.cause))
-    ends = [*cuts[1:], len(small) - 1]
+    ends = [*cuts[1:], len(small)]
     scenes = tuple(
         scene(start, end, np.array(small[start:end]), pictures)
         for start, end in zip(cuts, ends, strict=True)
