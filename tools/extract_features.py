@@ -1,4 +1,4 @@
-"""Encode a config's data once, so that training needs no VAE.
+"""Encode a config's data once, so that training needs no VAE and no text encoder.
 
 python tools/extract_features.py configs/dit/dit_s2_imagenet_256.py --out data/imagenet_latents
 torchrun --nproc_per_node 8 tools/extract_features.py CONFIG --out DIR
@@ -33,8 +33,8 @@ NOT_KEPT = ("data_root", "on_error", "lazy_init", "serialize_data", "max_refetch
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description="Encode a config's data once, so that training needs no VAE. What is there "
-        "already is not made again: start it anew wherever it was stopped."
+        description="Encode a config's data once, so that training needs no VAE and no text "
+        "encoder. What is there already is not made again: start it anew wherever it was stopped."
     )
     parser.add_argument("config", help="path of a config, or the name of one that is shipped")
     parser.add_argument("--out", required=True, help="folder to write to")
@@ -123,6 +123,71 @@ def prepare(args: argparse.Namespace) -> "Config":
     return cfg
 
 
+def text_encoder_of(cfg: "Config", args: argparse.Namespace) -> Any:
+    """The text encoder of a config's conditioner, with its weights.
+
+    Args:
+        cfg: The config.
+        args: The command line.
+
+    Returns:
+        The encoder, None where the model is told no texts.
+
+    Raises:
+        UserError: The layout has no place for embeddings.
+    """
+    from mmsora.registry import CONDITIONERS
+
+    config = cfg.model.get("conditioner")
+    if not config:
+        return None
+    conditioner = CONDITIONERS.build(config)
+    if not getattr(conditioner, "takes_text", False):
+        return None
+    if args.layout == "npy":
+        raise UserError(
+            "--layout npy holds no texts, which the model is told; take --layout shards"
+        )
+    conditioner.init_weights()
+    return conditioner.encoder.eval()
+
+
+def prompts_of(cfg: "Config") -> list[str]:
+    """The prompts that the hooks of a config sample."""
+    hooks = [*(cfg.get("custom_hooks") or ()), *(cfg.get("default_hooks") or {}).values()]
+    found = [prompt for hook in hooks if hook for prompt in hook.get("prompts") or ()]
+    return list(dict.fromkeys(found))
+
+
+def write_texts(writer: "FeatureWriter", encoder: Any, prompts: Sequence[str]) -> None:
+    """Write the embeddings of the empty text and of prompts, anew if there are other prompts.
+
+    Args:
+        writer: Of the shards.
+        encoder: Of the texts.
+        prompts: What is sampled while training.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    from mmsora.utils.feature_store import SHARED
+
+    texts = ["", *(prompt for prompt in prompts if prompt)]
+    names = torch.tensor(list(json.dumps(texts).encode()), dtype=torch.uint8)
+    path = writer.root / SHARED
+    if writer.rank == 0 and path.exists() and not torch.equal(load_file(path)["texts"], names):
+        path.unlink()
+    with torch.inference_mode():
+        made = [encoder([text]) for text in texts]
+    writer.write_shared(
+        {
+            "texts": names,
+            "text_embeddings": torch.cat([states for states, _ in made]),
+            "text_masks": torch.cat([mask for _, mask in made]),
+        }
+    )
+
+
 def take_flip(dataset: Any) -> float:
     """Switch a pipeline's flip off, because both sides are encoded.
 
@@ -168,7 +233,7 @@ def list_hash(dataset: Any) -> str | None:
 
 
 def manifest_of(
-    cfg: "Config", args: argparse.Namespace, dataset: Any, vae: Any, flip: float
+    cfg: "Config", args: argparse.Namespace, dataset: Any, vae: Any, text: Any, flip: float
 ) -> dict[str, Any]:
     """What the cache is made of.
 
@@ -177,6 +242,7 @@ def manifest_of(
         args: The command line.
         dataset: Its dataset.
         vae: Its VAE, with its weights.
+        text: Its text encoder, with its weights, or None.
         flip: How often the pipeline flips.
 
     Returns:
@@ -202,7 +268,7 @@ def manifest_of(
         "dtype": args.dtype,
         "precision": args.precision,
         "vae": {**vae.identity(), "weights": vae.fingerprint()},
-        "text": None,
+        "text": None if text is None else {**text.identity(), "weights": text.fingerprint()},
         "dataset": {key: value for key, value in made_of.items() if key not in NOT_KEPT},
         "list": list_hash(dataset),
         "classes": None if classes is None else list(classes),
@@ -216,12 +282,13 @@ class Encoder:
         cfg: The config.
         args: The command line.
         vae: The VAE, where it is to run.
+        text: The text encoder there, or None.
         flip: How often the pipeline flips.
         seed: Of the dataset.
     """
 
     def __init__(
-        self, cfg: "Config", args: argparse.Namespace, vae: Any, flip: float, seed: int
+        self, cfg: "Config", args: argparse.Namespace, vae: Any, text: Any, flip: float, seed: int
     ) -> None:
         import torch
 
@@ -230,7 +297,7 @@ class Encoder:
         config = cfg.model.get("data_preprocessor") or {"type": "mmsora.VideoPreprocessor"}
         self.device = next(iter(vae.state_dict().values()), torch.empty(0)).device
         self.preprocess = MODELS.build(config).to(self.device)
-        self.vae, self.flip, self.seed = vae, flip, seed
+        self.vae, self.text, self.flip, self.seed = vae, text, flip, seed
         self.npy, self.dtype = args.layout == "npy", getattr(torch, args.dtype)
         self.autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=args.precision == "bf16"
@@ -251,7 +318,7 @@ class Encoder:
 
         Returns:
             For each its ``moments``, (flips, 1 or 2, c, t, h, w), or with the layout ``npy`` a
-            latent (c, t, h, w), and its annotation.
+            latent (c, t, h, w), its annotation, and for a model of texts their embeddings.
 
         Raises:
             UserError: A latent is not finite.
@@ -279,10 +346,37 @@ class Encoder:
                     f"{sample.get('path', f'sample {sample.index}')}: its latent is not finite in "
                     f"{self.dtype}; use --dtype float32 and --precision off"
                 )
+        texts = self._texts(samples)
         return [
-            {"moments": row, **annotation(sample)}
-            for row, sample in zip(found, samples, strict=True)
+            {"moments": row, **annotation(sample), **text}
+            for row, sample, text in zip(found, samples, texts, strict=True)
         ]
+
+    def _texts(self, samples: Sequence[Any]) -> list[dict[str, "Tensor"]]:
+        """The embeddings of the texts of samples, and of those of the images beside them."""
+        import torch
+
+        if self.text is None:
+            return [{} for _ in samples]
+        told = []
+        for sample in samples:
+            texts = [sample.get("text"), *(sample.get("image_texts") or ())]
+            if None in texts or len(texts) != 1 + (sample.get("num_images") or 0):
+                where = sample.get("path", f"sample {sample.index}")
+                raise UserError(f"{where}: it, or an image beside it, has no text to embed")
+            told.append(texts)
+        with torch.inference_mode():
+            states, masks = self.text([text for texts in told for text in texts])
+        states, masks = states.to(self.dtype).cpu(), masks.cpu()
+        if not states.isfinite().all():
+            raise UserError(f"an embedding is not finite in {self.dtype}; use --dtype float32")
+        found, sizes = [], [len(texts) for texts in told]
+        for state, mask in zip(states.split(sizes), masks.split(sizes), strict=True):
+            record = {"sample.text_embedding": state[0], "sample.text_mask": mask[0]}
+            if len(state) > 1:
+                record["sample.image_text_embeddings"] = state[1:]
+            found.append(record)
+        return found
 
     def _moments(self, videos: "Tensor") -> "Tensor":
         import torch
@@ -407,12 +501,16 @@ def run(args: argparse.Namespace) -> None:
         flip = take_flip(dataset)
         vae = VAES.build(cfg.model.vae).requires_grad_(False).eval()
         vae.init_weights()
-        manifest = manifest_of(cfg, args, dataset, vae, flip)
-        encoder = Encoder(cfg, args, vae.to(args.device or gpu), flip, manifest["seed"])
+        text, device = text_encoder_of(cfg, args), args.device or gpu
+        manifest = manifest_of(cfg, args, dataset, vae, text, flip)
+        vae, text = vae.to(device), text and text.to(device)
+        encoder = Encoder(cfg, args, vae, text, flip, manifest["seed"])
         if args.layout == "npy":
             writer: FeatureWriter = NpyWriter(args.out, manifest, rank, world, args.name)
         else:
             writer = FeatureWriter(args.out, manifest, rank, world)
+        if text is not None:
+            write_texts(writer, text, prompts_of(cfg))
     workers = args.workers
     if workers is None:
         workers = cfg.train_dataloader.get("num_workers", 0)

@@ -9,10 +9,11 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from mmsora.utils.cli_options import key_values
-from mmsora.utils.user_error import user_errors_as_one_line
+from mmsora.utils.user_error import UserError, user_errors_as_one_line
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -30,6 +31,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     what.add_argument(
         "--labels", nargs="+", help="a video for each of these classes, by number or name"
     )
+    what.add_argument(
+        "--prompt", action="append", help="a video of this text; may be given several times"
+    )
+    what.add_argument("--prompts-file", help="a text file, a video for each of its lines")
     what.add_argument("--num-samples", type=int, help="how many; classes are gone through in turn")
     parser.add_argument("--sampler", help="one that the config offers under samplers, e.g. paper")
     parser.add_argument("--steps", type=int, help="of the solver; default as the config says")
@@ -66,6 +71,30 @@ def size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def prompts_of(args: argparse.Namespace) -> list[str]:
+    """The prompts of the command line, or of the lines of its file.
+
+    Args:
+        args: The command line.
+
+    Returns:
+        The prompts.
+
+    Raises:
+        UserError: The file cannot be read, or holds none.
+    """
+    if args.prompts_file is None:
+        return args.prompt or []
+    try:
+        lines = Path(args.prompts_file).read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts-file {args.prompts_file} cannot be read: {error}") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise UserError(f"--prompts-file {args.prompts_file} holds no prompt")
+    return prompts
+
+
 def prepare(args: argparse.Namespace) -> "Config":
     """The config of the model, with the command line applied.
 
@@ -100,7 +129,7 @@ def prepare(args: argparse.Namespace) -> "Config":
 
 def write(
     videos: "Tensor",
-    labels: list[int],
+    labels: list[int] | list[str],
     args: argparse.Namespace,
     cfg: "Config",
     seconds: float,
@@ -109,7 +138,7 @@ def write(
 
     Args:
         videos: uint8, (B, C, T, H, W).
-        labels: The classes asked for, by number.
+        labels: The classes asked for, by number, or the prompts.
         args: The command line.
         cfg: The config.
         seconds: What the sampling took.
@@ -124,7 +153,7 @@ def write(
 
     out, scale = Path(args.out), viewing_scale(*videos.shape[-2:])
     classes = cfg.model.get("conditioner") and cfg.model.conditioner.get("num_classes")
-    told: list[int | None] = [*labels] or [*range(classes or 0)] or [None]
+    told: list[int | str | None] = [*labels] or [*range(classes or 0)] or [None]
     shown = [told[i % len(told)] for i in range(len(videos))]
     common = {
         "seed": args.seed,
@@ -141,12 +170,15 @@ def write(
         "model": config_dict(cfg)["model"],
     }
     for i, (video, label) in enumerate(zip(videos, shown, strict=True)):
-        name = f"{i:04d}" + (f"_label{label}" if label is not None else "") + f"_seed{args.seed}"
+        kind = "prompt" if isinstance(label, str) else "label"
+        name = f"{i:04d}" + (f"_label{label}" if isinstance(label, int) else "")
+        name += f"_seed{args.seed}"
         frames = video.permute(1, 2, 3, 0)  # T H W C
         write_video(out / f"{name}.{args.format}", frames, args.fps, scale)
-        write_json(out / f"{name}.json", {"index": i, "label": label, **common})
-    titles = [str(label) for label in shown] if shown[0] is not None else None
-    write_image(out / "contact_sheet.png", contact_sheet(videos, titles, scale=scale))
+        write_json(out / f"{name}.json", {"index": i, kind: label, **common})
+    titles = [shorten(str(label), 40, placeholder="...") for label in shown]
+    sheet = contact_sheet(videos, titles if told[0] is not None else None, scale=scale)
+    write_image(out / "contact_sheet.png", sheet)
     print(
         f"{len(videos)} videos in {seconds:.1f} s: {out}/, contact sheet {out}/contact_sheet.png"
     )
@@ -175,8 +207,9 @@ def main(argv: list[str] | None = None) -> None:
             args.checkpoint, cfg, args.device, use_ema=not args.no_ema, dtype=args.dtype
         )
         labels = [inferencer.number(label) for label in args.labels or ()]
+        prompts = prompts_of(args)
         start = time.perf_counter()
-        total = inferencer.count(labels, args.num_samples)
+        total = inferencer.count(prompts or labels, args.num_samples)
 
         def progress(done: int) -> None:
             spent = time.perf_counter() - start
@@ -191,8 +224,9 @@ def main(argv: list[str] | None = None) -> None:
                 progress,
                 args.num_frames,
                 args.size,
+                prompts,
             )
-        write(videos, labels, args, cfg, time.perf_counter() - start)
+        write(videos, prompts or labels, args, cfg, time.perf_counter() - start)
 
 
 if __name__ == "__main__":

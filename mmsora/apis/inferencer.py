@@ -60,32 +60,39 @@ class Inferencer:
         progress: Callable[[int], None] | None = None,
         num_frames: int | None = None,
         size: tuple[int, int] | None = None,
+        prompts: Sequence[str] | None = None,
     ) -> Tensor:
         """Sample.
 
-        The i-th video is a function of (seed, i, its label), whatever the batch size.
+        The i-th video is a function of (seed, i, its label or prompt), whatever the batch size.
 
         Args:
             labels: A video for each of these classes, by number or, where the checkpoint knows
                 their names, by name.
-            num_samples: How many videos; with labels or without, they are repeated or cut to it.
+            num_samples: How many videos; labels or prompts are repeated or cut to it.
                 A class-conditional model without labels goes through its classes.
             seed: Of the noise.
             batch_size: How many at a time.
             progress: Called with the number of finished videos after each batch.
             num_frames: Of each video; None is what the model is made for.
             size: Height and width; None is what the model is made for.
+            prompts: A video for each of these texts, which a model of texts needs.
 
         Returns:
             uint8 videos, (B, C, T, H, W), on the CPU.
 
         Raises:
-            UserError: A label is out of range, or given to an unconditional model, or nothing is
-                asked for.
+            UserError: A label is out of range, labels or prompts are given to a model that takes
+                none, or nothing is asked for.
         """
         if num_samples is not None and num_samples < 1:
             raise UserError(f"num_samples must be at least 1, got {num_samples}")
-        samples = self._samples([self.number(label) for label in labels or ()], num_samples)
+        self._check(labels, prompts)
+        if prompts:
+            count = self.count(prompts, num_samples)
+            samples = [VideoSample(index=i, text=prompts[i % len(prompts)]) for i in range(count)]
+        else:
+            samples = self._samples([self.number(label) for label in labels or ()], num_samples)
         full = self._full_size(num_frames, size)
         videos = []
         for start in range(0, len(samples), batch_size):
@@ -119,10 +126,19 @@ class Inferencer:
         hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(self.classes[:20])}"
         raise UserError(f"no class is called {text!r}; {hint}")
 
-    def count(self, labels: Sequence[int] | None, num_samples: int | None) -> int:
-        """How many videos a call with these arguments makes."""
+    def count(self, labels: Sequence[int | str] | None, num_samples: int | None) -> int:
+        """How many videos a call with these labels, or prompts, makes."""
         classes = getattr(self.model.conditioner, "num_classes", 0)
         return num_samples or len(labels or range(classes)) or 1
+
+    def _check(self, labels: Sequence[int | str] | None, prompts: Sequence[str] | None) -> None:
+        takes_text = getattr(self.model.conditioner, "takes_text", False)
+        if prompts and not takes_text:
+            raise UserError("the model takes no text: remove the prompts")
+        if takes_text and labels:
+            raise UserError("the model is told texts: it takes no labels, give prompts")
+        if takes_text and not prompts:
+            raise UserError("the model is told texts: give prompts")
 
     def _full_size(
         self, num_frames: int | None, size: tuple[int, int] | None

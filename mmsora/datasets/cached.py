@@ -1,4 +1,4 @@
-"""Latents that were computed before: training on them needs no VAE."""
+"""Latents that were computed before: training on them needs no VAE, and no text encoder."""
 
 import json
 import os
@@ -16,6 +16,8 @@ from mmsora.utils.feature_store import MANIFEST, FeatureStore, read_manifest
 from mmsora.utils.user_error import UserError
 
 __all__ = ["CachedLatents", "NpyLatents", "stack_latents"]
+
+EMBEDDINGS = ("text_embedding", "image_text_embeddings")
 
 
 @FUNCTIONS.register_module()
@@ -54,7 +56,9 @@ class CachedLatents(_Epochs):
 
     Gives the mean and standard deviation of each latent, (2, c, t, h, w), or of VAEs that draw
     none the latent, (1, c, t, h, w). A sample has the index, flip and annotation that the dataset
-    itself gives it, so that the loss is the same.
+    itself gives it, so that the loss is the same, and for a model of texts its ``text_embedding``,
+    (tokens, channels) in float32 with the states of padding too, and ``text_mask``, which tokens
+    are the text's own.
 
     Args:
         data_root: Folder of the cache.
@@ -71,6 +75,7 @@ class CachedLatents(_Epochs):
         self._flip, self._clips, self._size = about["flip"], about["clips"], about["samples"]
         self.seed = about["seed"] if seed is None else seed
         self.latents_of, self.metainfo = about["vae"], _metainfo(about)
+        self.texts_of: dict[str, Any] | None = about.get("text")
         self._tensors = [key for key in self._store.names if key.startswith("sample.")]
 
     def __len__(self) -> int:
@@ -85,9 +90,28 @@ class CachedLatents(_Epochs):
             flipped = int(chance < self._flip)
         sample = VideoSample(index=int(idx), **self._annotation(row))
         for key in self._tensors:
-            setattr(sample, key.removeprefix("sample."), self._store.read(key, row))
+            value, name = self._store.read(key, row), key.removeprefix("sample.")
+            setattr(sample, name, value.float() if name in EMBEDDINGS else value)
         inputs = self._store.read("moments", row, flipped)
         return {"inputs": inputs, "data_samples": sample}
+
+    def texts(self) -> dict[str, torch.Tensor]:
+        """The embeddings of the empty text and of the prompts that were extracted.
+
+        Returns:
+            By text, each (tokens, channels) in float32.
+
+        Raises:
+            UserError: There are none.
+        """
+        shared = self._store.shared()
+        if "texts" not in shared:
+            raise UserError(
+                f"{self.data_root} has no embedding of the empty text; run "
+                "tools/extract_features.py again: only what is missing is made"
+            )
+        known = json.loads(shared["texts"].numpy().tobytes())
+        return dict(zip(known, shared["text_embeddings"].float(), strict=True))
 
     def _annotation(self, row: int) -> dict[str, Any]:
         return json.loads(self._store.read("annotation", row).numpy().tobytes())

@@ -2,7 +2,6 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from itertools import accumulate, repeat
 
 import torch
@@ -59,12 +58,12 @@ class SpacedGrid(Grid):
 
     def __init__(
         self,
-        num_steps: int | Sequence[int],
+        num_steps: int | list[int] | tuple[int, ...],
         spacing: str = "linspace",
         span: tuple[float, float] | None = None,
         last_step: float | None = None,
     ) -> None:
-        self.sections = [num_steps] if isinstance(num_steps, int) else list(num_steps)
+        self.sections = list(num_steps) if isinstance(num_steps, list | tuple) else [num_steps]
         for count in self.sections or [0]:
             _check_at_least("num_steps", count, 1)
         if spacing not in ("linspace", "leading"):
@@ -179,7 +178,7 @@ class _RatioGrid(Grid):
     def __call__(self, path: Path) -> Tensor:
         clean, noise = _ratio(path, path.t_clean), _ratio(path, path.t_noise)
         lowest = path.time_at(torch.zeros((), dtype=torch.float64)).item()
-        most = self.ratio_max or (noise if noise < math.inf else 80.0)
+        most = self.ratio_max or self._most(path, noise)
         least = self.ratio_min or _ratio(path, lowest) or 0.002
         if not clean * (1 - 1e-6) <= least < most <= noise * (1 + 1e-6):
             raise ValueError(
@@ -201,6 +200,13 @@ class _RatioGrid(Grid):
                 f"clean data, {_ratio(path, lowest):g}; give a larger one or None"
             )
         return times
+
+    @staticmethod
+    def _most(path: Path, noise: float) -> float:
+        """Where even spacing starts: at the path's start, or below one of pure noise."""
+        if noise < math.inf:
+            return noise
+        return 80.0 if path.num_levels is None else min(80.0, _ratio(path, path.t_noise - 1))
 
     @abstractmethod
     def _between(self, most: float, least: float, count: int) -> Tensor:
@@ -337,6 +343,8 @@ def _check_a_flow(grid: Grid, path: Path) -> None:
 
 
 def _check_at_least(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 

@@ -44,12 +44,15 @@ def check_continuous(path: Path, what: object) -> None:
     if path.num_levels is not None:
         raise ValueError(
             f"{type(what).__name__} integrates in continuous time, and {type(path).__name__} has "
-            f"{path.num_levels} levels; use Euler, Heun or Ancestral, or another path"
+            f"{path.num_levels} levels; use Euler, UniPC or Ancestral, or another path"
         )
 
 
 class FlowSolver(Solver):
     """An integrator of any ``dy/dt = field(t, y)``, of the probability flow among them."""
+
+    def check(self, path: Path) -> None:
+        check_continuous(path, self)
 
     @abstractmethod
     def integrate(self, field: Field, state: State, times: Tensor) -> State:

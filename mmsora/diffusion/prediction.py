@@ -75,11 +75,13 @@ class Prediction(ABC):
 def _refuse_pure_noise(prediction: Prediction, path: Path) -> None:
     alpha, sigma = path.coefficients(torch.tensor(path.t_noise, dtype=torch.float64))
     if alpha < 1e-10 * sigma:
+        cure = "let the path end earlier, as LinearPath(span=(0, 0.999))"
+        if path.num_levels is not None:
+            cure = "take a table without a level of pure noise (zero_terminal_snr=False)"
         raise ValueError(
             f"{type(prediction).__name__} cannot recover the data where alpha = 0, and "
-            f"{type(path).__name__} starts there (t = {path.t_noise:g}); let the path end "
-            "earlier, as LinearPath(span=(0, 0.999)), or use SamplePrediction, VPrediction, "
-            "VelocityPrediction or EDMPrediction"
+            f"{type(path).__name__} starts there (t = {path.t_noise:g}); {cure}, or use "
+            "SamplePrediction, VPrediction, VelocityPrediction or EDMPrediction"
         )
 
 

@@ -31,8 +31,16 @@ def _prefers_one_batch(device: torch.device) -> bool:
     return device.type not in ("cpu", "meta")
 
 
-def _build(registry: Registry, part: Any) -> Any:
-    return registry.build(part) if isinstance(part, dict) else part
+def _build(registry: Registry, name: str, part: Any, kind: type) -> Any:
+    if callable(part):  # an object that is one, or does as one
+        return part
+    built = registry.build(part) if isinstance(part, dict) else part
+    if not isinstance(built, kind):
+        told = type(built).__name__ if isinstance(part, dict) else repr(part)
+        raise ValueError(
+            f"{name} must be a {kind.__name__}, {name}=dict(type='...') in a config; got {told}"
+        )
+    return built
 
 
 @SCHEDULERS.register_module()
@@ -64,15 +72,19 @@ class Diffusion:
         train_noise: TrainNoise | dict | None = None,
     ) -> None:
         with torch.device("cpu"):  # tables stay there, wherever networks are built
-            self.path: Path = _build(SCHEDULERS, path)
-            self.prediction: Prediction = _build(SCHEDULERS, prediction)
-            self.train_times: Times = _build(SCHEDULERS, train_times)
-            self.solver: Solver = _build(SCHEDULERS, solver)
-            self.grid: Grid = _build(SCHEDULERS, grid)
-            self.guidance: Guidance = _build(SCHEDULERS, guidance)
-            self.loss_function: Loss = _build(LOSSES, loss)
-            self.train_noise: TrainNoise = _build(SCHEDULERS, train_noise or TrainNoise())
+            self.path: Path = _build(SCHEDULERS, "path", path, Path)
+            self.prediction: Prediction = _build(SCHEDULERS, "prediction", prediction, Prediction)
+            self.train_times: Times = _build(SCHEDULERS, "train_times", train_times, Times)
+            self.solver: Solver = _build(SCHEDULERS, "solver", solver, Solver)
+            self.grid: Grid = _build(SCHEDULERS, "grid", grid, Grid)
+            self.guidance: Guidance = _build(SCHEDULERS, "guidance", guidance, Guidance)
+            self.loss_function: Loss = _build(LOSSES, "loss", loss, Loss)
+            noise = train_noise or TrainNoise()
+            self.train_noise: TrainNoise = _build(SCHEDULERS, "train_noise", noise, TrainNoise)
             self.prediction.check(self.path)
+            if isinstance(self.solver, Solver):
+                self.solver.check(self.path)
+            self.grid(self.path)  # refuses a path that it does not fit
 
     def for_size(self, size: Sequence[int]) -> "Diffusion":
         """The process for latents of this size, where its path goes by the resolution.

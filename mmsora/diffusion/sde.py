@@ -121,6 +121,10 @@ class _Stochastic(Solver):
             raise ValueError(f"norm must not be negative, got {norm}")
         self.diffusion, self.norm, self.last_step = diffusion, norm, last_step
 
+    def check(self, path: Path) -> None:
+        check_continuous(path, self)
+        diffusion_rate(self.diffusion, path, torch.tensor([path.t_noise]).double(), self.norm)
+
     def __call__(
         self, denoise: Denoise, x: Tensor, path: Path, times: Tensor, draws: RandomNumbers
     ) -> Tensor:

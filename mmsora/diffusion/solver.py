@@ -84,6 +84,16 @@ def step(estimate: Estimate, to: Level, variance: Tensor | float = 0.0) -> Tenso
 class Solver(ABC):
     """A way down the grid."""
 
+    def check(self, path: Path) -> None:
+        """Refuse a path that this solver cannot go.
+
+        Args:
+            path: The path of the process.
+
+        Raises:
+            ValueError: It cannot be gone.
+        """
+
     @abstractmethod
     def __call__(
         self, denoise: Denoise, x: Tensor, path: Path, times: Tensor, draws: RandomNumbers

@@ -151,6 +151,11 @@ class EDMWeighting(LevelWeighting):
 def _velocity_of_noise(path: Path, t: Tensor) -> Tensor:
     """By how much the velocity is wrong where the noise is wrong by 1."""
     alpha, sigma = path.coefficients(t.double())
+    if (alpha == 0).any():
+        raise ValueError(
+            f"this weighting is infinite where alpha = 0, a level of this {type(path).__name__}; "
+            "take a table without one (zero_terminal_snr=False) or another weighting"
+        )
     d_alpha, d_sigma = path.rates(t.double())
     return d_sigma - d_alpha / alpha * sigma
 

@@ -1,5 +1,6 @@
 """The model that is trained: the one place where VAE, conditioner, denoiser and process meet."""
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from mmengine.dist import get_dist_info
-from mmengine.logging import MessageHub
+from mmengine.logging import MessageHub, print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
@@ -86,6 +87,11 @@ class LatentDiffusion(BaseModel):
         if freeze is not None:
             self._freeze(freeze)
         self.weak = self._build_weak(weak) if weak else None
+        if self.diffusion.guidance.second == "weak" and self.weak is None:
+            raise ValueError(
+                f"{type(self.diffusion.guidance).__name__} needs a weaker network: "
+                "model.weak=dict(denoiser=dict(type=...), checkpoint=FILE)"
+            )
         self.alignment = self._build_alignment(alignment) if alignment else None
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -374,6 +380,13 @@ class LatentDiffusion(BaseModel):
         )
         with self.vae_in_place():
             video = self.vae.decode(latent)
+        if video.device.type != "meta" and not video.isfinite().all():
+            print_log(
+                "some samples are not finite and will be black: the network diverged, or the "
+                "solver asks for it where its output means nothing (on clean data)",
+                logger="current",
+                level=logging.WARNING,
+            )
         return (video * 127.5 + 128).clamp(0, 255).to(torch.uint8)  # rounds half up
 
 

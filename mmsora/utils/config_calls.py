@@ -77,7 +77,7 @@ PLACES = {
     "conditioner": Place("CONDITIONERS"),
     "weak": Place(extra=("denoiser", "checkpoint")),
     "alignment": Place("MODELS", given=("width",)),
-    "encoder": Place("MODELS"),
+    "encoder": Place(),  # of images one of MODELS, of text one of TEXT_ENCODERS
     **dict.fromkeys(("diffusion", "path", "prediction", "train_times"), _PART),
     **dict.fromkeys(("solver", "grid", "guidance"), _PART),
     "loss": Place("LOSSES"),

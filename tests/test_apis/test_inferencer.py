@@ -1,11 +1,14 @@
 """What other programs call."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mmsora.apis import Inferencer, build_model
 from mmsora.apis.build import config_of
-from mmsora.models import LatentDiffusion
+from mmsora.models import CachedText, LatentDiffusion
 from mmsora.registry import RUNNERS
 from mmsora.utils.checkpoint import load_checkpoint, save_checkpoint
 from mmsora.utils.user_error import UserError
@@ -126,3 +129,29 @@ def test_what_a_part_has_against_its_config_is_one_line(tiny_config):
         build_model(cfg)
     assert "\n" not in str(e.value)
     assert "Latte" in str(e.value)
+
+
+def test_a_model_of_texts_takes_prompts(tiny_config, tmp_path, inferencer, fill_weights):
+    texts = {"": 0, "a fox": 1, "a cat": 2}
+    states = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(0))
+    content = {"states": states, "mask": torch.ones(3, 5, dtype=torch.bool)}
+    save_file(content, tmp_path / "texts.safetensors", {"texts": json.dumps(list(texts))})
+    cfg = tiny_config({"model.denoiser.num_classes": 0})
+    cfg.model.denoiser.text = (5, 6)
+    encoder = dict(type=CachedText, file=str(tmp_path / "texts.safetensors"), length=5, width=6)
+    cfg.model.conditioner = dict(type="TextConditioner", encoder=encoder)
+    model = build_model(cfg)
+    fill_weights(model.denoiser)
+    save_checkpoint({"meta": {}, "state_dict": model.state_dict()}, tmp_path / "text.pth")
+    told = Inferencer(tmp_path / "text.pth", cfg)
+    videos = told(prompts=["a fox", "a cat"])
+    assert videos.shape == (2, 1, 2, 8, 8)
+    assert torch.equal(told(prompts=["a fox", "a cat"], num_samples=3)[:2], videos)
+    assert close_in_grey(told(prompts=["a fox"]), videos[:1])
+    assert not close_in_grey(told(prompts=["a cat"]), videos[:1])
+    with pytest.raises(UserError, match="told texts: it takes no labels, give prompts"):
+        told(labels=[3])
+    with pytest.raises(UserError, match="told texts: give prompts"):
+        told(num_samples=2)
+    with pytest.raises(UserError, match="takes no text: remove the prompts"):
+        inferencer(prompts=["a fox"])

@@ -273,3 +273,19 @@ def test_no_two_stops_share_a_level(grid):
     with pytest.raises(ValueError, match="ratio_min=0.01 is below the least noise of CosinePath"):
         grid(60, ratio_min=0.01)(path)
     assert len(grid(60)(path)) == 61
+
+
+@pytest.mark.parametrize("grid", [D.KarrasGrid, D.LogSNRGrid])
+@pytest.mark.parametrize("table", ["jsd", "scaled_linear", "squaredcos_cap_v2"])
+def test_short_tables_that_end_in_pure_noise(grid, table):
+    """Spaced from their last level that is not."""
+    path = D.DiscretePath(table, 50, zero_terminal_snr=table != "jsd")
+    times = grid(6)(path)
+    assert (times.diff() < 0).all()
+    assert (times[0], times[-1]) == (49, -1)
+
+
+@pytest.mark.parametrize("wrong", [10.0, "ten"])
+def test_a_number_of_steps_is_whole(wrong):
+    with pytest.raises(ValueError, match=f"num_steps must be a whole number, got {wrong!r}"):
+        D.SpacedGrid(wrong)

@@ -411,3 +411,38 @@ def test_a_path_may_go_by_the_size():
     diffusion.train_times = At(fraction=[0.5] * 3)
     diffusion.loss(spy, noise, {}, Draws(0, range(3)))
     assert seen[0] == pytest.approx(200)
+
+
+PARTS = {
+    "path": D.DiscretePath(),
+    "prediction": D.VPrediction(),
+    "train_times": D.UniformTimes(),
+    "solver": D.Euler(),
+    "grid": D.SpacedGrid(5),
+    "guidance": D.ClassifierFree(1.0),
+    "loss": D.MSE(),
+}
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"solver": "Heun"}, r"solver must be a Solver, solver=dict\(type=.* in a config; got"),
+        ({"solver": {"type": "LinearPath"}}, "solver must be a Solver.*got LinearPath"),
+        ({"guidance": None}, "guidance must be a Guidance.*got None"),
+        ({"loss": {"type": "MinSNR"}}, "loss must be a Loss.*got MinSNR"),
+        ({"grid": D.SpacedGrid(2000)}, "2000 steps do not fit 1000 levels"),
+        ({"grid": D.ShiftedGrid(5)}, "ShiftedGrid"),
+        ({"solver": D.RungeKutta()}, "RungeKutta integrates in continuous time"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_when_they_are_put_together(parts, words):
+    with pytest.raises(ValueError, match=words):
+        D.Diffusion(**PARTS | parts)
+
+
+@pytest.mark.parametrize("weighting", [D.VelocityWeighting(), D.LikelihoodWeighting()])
+def test_a_weighting_that_is_infinite_says_so(weighting):
+    path, t = D.DiscretePath(zero_terminal_snr=True), torch.tensor([3.0, 999.0])
+    with pytest.raises(ValueError, match="infinite where alpha = 0"):
+        weighting(path, D.VPrediction(), t, torch.ones(2))

@@ -217,11 +217,8 @@ def test_mistakes(solver, arguments, message):
 
 @each_solver
 def test_what_a_path_must_have(solver):
-    x = torch.zeros(SHAPE)
-    table = process(D.DiscretePath(), solver(), D.SpacedGrid(5))
     with pytest.raises(ValueError, match=f"{solver.__name__} integrates in continuous time"):
-        table.sample(silent, x, {}, None, Numbers())
+        process(D.DiscretePath(), solver(), D.SpacedGrid(5))
     for form in ("linear", "decreasing", "increasing-decreasing"):
-        unbounded = process(VE, solver(form), lambda path: torch.tensor([20.0, 1.0, 0.0]))
         with pytest.raises(ValueError, match=f"{form!r} is a function of times from 0 to 1"):
-            unbounded.sample(silent, x, {}, None, Numbers())
+            process(VE, solver(form), lambda path: torch.tensor([20.0, 1.0, 0.0]))

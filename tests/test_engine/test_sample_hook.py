@@ -4,6 +4,7 @@ import random
 from contextlib import nullcontext
 
 import numpy as np
+import pytest
 import torch
 from mmengine.hooks import Hook
 from PIL import Image
@@ -88,3 +89,13 @@ def test_an_unconditional_model_is_sampled_by_number(tiny_config, tmp_path):
     sheet = Image.open(tmp_path / "run/samples/iter_000001.png")
     clips = np.zeros((3, 1, 2, 8, 8), np.uint8)
     assert sheet.size == contact_sheet(clips, scale=16).shape[1::-1]
+
+
+def test_prompts_that_do_not_fit_the_model(tiny_config):
+    with pytest.raises(ValueError, match="labels or prompts, not both"):
+        SampleHook(labels=[1], prompts=["a fox"])
+    assert SampleHook(prompts=["a fox", "a cat"]).num_samples == 2
+    cfg = tiny_config()
+    cfg.custom_hooks.append(dict(type="SampleHook", prompts=["a fox"]))
+    with pytest.raises(ValueError, match="the model takes no text; remove prompts"):
+        RUNNERS.build(cfg).train()

@@ -1,5 +1,6 @@
 """``tools/extract_features.py``: the loss from a cache is the loss, and nothing is lost."""
 
+import json
 import multiprocessing
 import random
 import time
@@ -10,11 +11,13 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from mmsora.apis import build_model
 from mmsora.datasets import CachedLatents, NpyLatents
-from mmsora.models import FrameVAE
+from mmsora.models import CLIPText, FrameVAE, IdentityVAE
 from mmsora.registry import DATASETS, RUNNERS
+from mmsora.structures.video_sample import VideoSample
 from mmsora.utils.draws import Draws
 from mmsora.utils.user_error import UserError
 from mmsora.utils.video_io import write_video
@@ -34,8 +37,13 @@ CLASSES = 3
 
 
 @pytest.fixture(scope="module")
-def extract(tool):
-    return tool("extract_features").main
+def extract_tool(tool):
+    return tool("extract_features")
+
+
+@pytest.fixture(scope="module")
+def extract(extract_tool):
+    return extract_tool.main
 
 
 @pytest.fixture(scope="module")
@@ -389,3 +397,178 @@ def test_it_says_how_fast_it_is_and_reads_in_workers(extract, config, tmp_path, 
     assert f"{IMAGES} of {IMAGES} images, " in told
     assert " images/s" in told
     assert f"{tmp_path / 'out'}: {IMAGES} samples, " in told
+
+
+# Texts
+
+CAPTIONS = ["a cat", "the fox", "dogs run"]
+LENGTH, WIDTH = 9, 12
+CLIP_TEXT = "mmsora.models.text_encoders.clip_text.CLIPText"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """Call it with a seed for the folder of a CLIP of random weights, which reads letters."""
+    root = tmp_path_factory.mktemp("clip")
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{c}</w>" for c in letters)]
+
+    def make(seed=0):
+        path = root / f"tiny{seed}"
+        if not path.exists():
+            torch.manual_seed(seed)
+            model = CLIPTextModel(CLIPTextConfig(
+                vocab_size=len(words), hidden_size=WIDTH, intermediate_size=16,
+                num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=LENGTH,
+                bos_token_id=0, eos_token_id=1, pad_token_id=1,
+            ))  # fmt: skip
+            for weight in model.parameters():
+                torch.nn.init.normal_(weight, std=0.3)
+            model.save_pretrained(path)
+            (path / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
+            (path / "merges.txt").write_text("#version: 0.2\n")
+        return str(path)
+
+    return make
+
+
+@pytest.fixture
+def text_config(config, images, clip):
+    """Call it for a config of images with captions."""
+    files = sorted(images.rglob("*.png"))
+    lines = [
+        json.dumps({"path": str(path.relative_to(images)), "text": CAPTIONS[i % 3]})
+        for i, path in enumerate(files)
+    ]
+    (images / "list.jsonl").write_text("\n".join(lines))
+
+    def make(seed=0, prompts=("a fox", "cats"), **encoder):
+        cfg = config()
+        cfg.model.denoiser.num_classes = 0
+        cfg.model.denoiser.text = (LENGTH, WIDTH)
+        encoder = dict(type=CLIP_TEXT, folder=clip(seed), length=LENGTH, width=WIDTH) | encoder
+        cfg.model.conditioner = dict(type="TextConditioner", encoder=encoder, drop_prob=0.7)
+        cfg.train_dataloader.dataset.type = "AnnotatedVideos"
+        cfg.train_dataloader.dataset.ann_file = "list.jsonl"
+        cfg.custom_hooks = [dict(type="SampleHook", interval=2, prompts=list(prompts))]
+        return cfg
+
+    return make
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [("float32", 1e-5), ("float16", 5e-3)])
+def test_the_loss_of_texts_is_that_of_the_files(
+    extract, text_config, tmp_path, fill_weights, dtype, rtol
+):
+    cfg = text_config()
+    extract(options(cfg, tmp_path / "cache", "--dtype", dtype))
+    files, cached = DATASETS.build(cfg.train_dataloader.dataset), CachedLatents(tmp_path / "cache")
+    model = build_model(cfg)
+    fill_weights(model.denoiser)
+    indices = [0, 7, 13, IMAGES + 3, 2 * IMAGES + 7, 9 * IMAGES]
+    dropped = Draws(0, indices, 3).uniform("drop condition") < 0.7
+    assert 0 < dropped.sum() < len(indices)
+    expected = losses_of(model, files, indices)
+    model.train_on_latents(cached.latents_of)
+    model.conditioner.train_on_embeddings(cached.texts_of, cached.texts())
+    found = losses_of(model, cached, indices)
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=0)
+    for sample in (cached[i]["data_samples"] for i in indices):
+        states, mask = model.conditioner.encoder([sample.text])
+        torch.testing.assert_close(sample.text_embedding, states[0], rtol=rtol, atol=rtol)
+        assert torch.equal(sample.text_mask, mask[0])
+    assert set(cached.texts()) == {"", "a fox", "cats"}
+
+
+def test_training_and_sampling_need_no_text_encoder(
+    extract, text_config, tmp_path, scalars, monkeypatch
+):
+    cfg = text_config()
+    extract(options(cfg, tmp_path / "cache"))
+    cfg.work_dir = str(tmp_path / "files")
+    RUNNERS.build(cfg).train()
+    cached = from_cache(text_config(), tmp_path / "cache")
+    cached.work_dir = str(tmp_path / "cached")
+    with monkeypatch.context() as patch:
+        patch.setattr(CLIPText, "init_weights", lambda self: pytest.fail("weights were read"))
+        RUNNERS.build(cached).train()
+    one, other = ([line["loss"] for line in scalars(tmp_path / n)] for n in ("files", "cached"))
+    assert len(one) == 3
+    assert one == pytest.approx(other, rel=1e-5)
+    for name in ("iter_000002.png", "iter_000003.png"):
+        sheets = [tmp_path / folder / "samples" / name for folder in ("files", "cached")]
+        first, second = (np.asarray(Image.open(sheet)).astype(int) for sheet in sheets)
+        assert np.abs(first - second).max() <= 1
+    model = build_model(cached, tmp_path / "cached/iter_3.pth")  # to sample any text with
+    model.predict([VideoSample(index=0, text="some other")])
+
+
+def test_other_prompts_are_added_and_nothing_else_is_made(extract, text_config, tmp_path):
+    extract(options(text_config(), tmp_path / "cache"))
+    cached = from_cache(text_config(prompts=["dogs"]), tmp_path / "cache")
+    with pytest.raises(UserError, match="the cache has no embedding of 'dogs'; run tools/extr"):
+        RUNNERS.build(cached).train()
+    before = content(tmp_path / "cache")
+    extract(options(text_config(), tmp_path / "cache"))
+    assert content(tmp_path / "cache") == before
+    extract(options(text_config(prompts=["dogs"]), tmp_path / "cache"))
+    after = content(tmp_path / "cache")
+    assert {name for name in after if after[name] != before[name]} == {"shared.safetensors"}
+    assert set(CachedLatents(tmp_path / "cache").texts()) == {"", "dogs"}
+    (tmp_path / "cache/shared.safetensors").unlink()
+    with pytest.raises(UserError, match="no embedding of the empty text; run"):
+        CachedLatents(tmp_path / "cache").texts()
+
+
+def test_another_text_encoder_is_refused(extract, text_config, tmp_path, clip, capsys):
+    extract(options(text_config(), tmp_path / "cache"))
+    with pytest.raises(SystemExit):
+        extract(options(text_config(1), tmp_path / "cache"))
+    assert "text.weights: '" in capsys.readouterr().err
+    for cfg, named in (
+        (text_config(1), "the weights in .*tiny1 are others"),
+        (text_config(length=7), "length: 9 -> 7"),
+    ):
+        with pytest.raises(UserError, match=f"by another text encoder than model.*{named}"):
+            RUNNERS.build(from_cache(cfg, tmp_path / "cache")).train()
+    (tmp_path / "copy").symlink_to(clip())
+    same = from_cache(text_config(folder=str(tmp_path / "copy")), tmp_path / "cache")
+    RUNNERS.build(same).train()
+
+
+def test_mistakes_with_texts(extract, text_config, images, tmp_path, capsys):
+    def error(cfg, *more):
+        with pytest.raises(SystemExit):
+            extract(options(cfg, tmp_path / "out", *more))
+        return capsys.readouterr().err
+
+    assert "holds no texts" in error(text_config(), "--layout", "npy")
+    lines = (images / "list.jsonl").read_text().split("\n")
+    (images / "list.jsonl").write_text("\n".join([lines[0].replace('"text"', '"x"'), *lines[1:]]))
+    assert ".png: it, or an image beside it, has no text to embed" in error(text_config())
+
+
+def test_texts_of_images_beside_a_clip_are_embedded(extract_tool, text_config, clip, tmp_path):
+    cfg = text_config()
+    args = extract_tool.parse_args(options(cfg, tmp_path / "out"))
+    text, vae = extract_tool.text_encoder_of(cfg, args), IdentityVAE()
+    encoder = extract_tool.Encoder(cfg, args, vae, text, 0.0, 0)
+    sample = VideoSample(index=0, text="a cat", num_images=2, image_texts=["fox", "dogs"])
+    batch = [{"inputs": torch.zeros(3, 3, 4, 6, dtype=torch.uint8), "data_samples": sample}]
+    record = encoder(batch)[0]
+    states, mask = text(["a cat", "fox", "dogs"])
+    torch.testing.assert_close(record["sample.text_embedding"], states[0])
+    assert torch.equal(record["sample.text_mask"], mask[0])
+    torch.testing.assert_close(record["sample.image_text_embeddings"], states[1:])
+
+
+def test_a_mixture_of_caches_with_and_without_texts_is_refused(
+    extract, config, text_config, tmp_path
+):
+    extract(options(config(), tmp_path / "without"))
+    extract(options(text_config(), tmp_path / "cache"))
+    cfg = text_config()
+    parts = [dict(type="CachedLatents", data_root=str(tmp_path / n)) for n in ("cache", "without")]
+    cfg.train_dataloader.dataset = dict(type="Mixture", datasets=parts)
+    with pytest.raises(UserError, match="without has no embeddings of texts and other parts"):
+        RUNNERS.build(cfg).train()

@@ -7,8 +7,10 @@ import shlex
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from mmsora.apis import Inferencer
+from mmsora.apis import Inferencer, build_model
+from mmsora.utils.checkpoint import save_checkpoint
 from mmsora.utils.video_io import probe_video, read_video
 
 
@@ -177,3 +179,45 @@ def test_what_argparse_refuses(infer, checkpoint, arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         infer.main(["--checkpoint", str(checkpoint), *arguments])
     assert "usage: " in capsys.readouterr().err
+
+
+def test_prompts_for_a_model_of_labels(fails, checkpoint, tmp_path):
+    assert "takes no text" in fails("--checkpoint", checkpoint, "--prompt", "a fox")
+    lines = tmp_path / "prompts.txt"
+    error = fails("--checkpoint", checkpoint, "--prompts-file", lines)
+    assert "prompts.txt cannot be read" in error
+    lines.write_text("\n \n")
+    assert "holds no prompt" in fails("--checkpoint", checkpoint, "--prompts-file", lines)
+
+
+def test_a_video_for_each_prompt(infer, tiny_config, fill_weights, tmp_path):
+    states = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(0))
+    content = {"states": states, "mask": torch.ones(3, 5, dtype=torch.bool)}
+    texts = {"texts": json.dumps(["", "a fox", "a cat"])}
+    save_file(content, tmp_path / "texts.safetensors", texts)
+    cfg = tiny_config({"model.denoiser.num_classes": 0})
+    cfg.model.denoiser.text = (5, 6)
+    encoder = dict(type="mmsora.models.CachedText", length=5, width=6)
+    encoder["file"] = str(tmp_path / "texts.safetensors")
+    cfg.model.conditioner = dict(type="TextConditioner", encoder=encoder)
+    cfg.dump(tmp_path / "text.py")
+    model = fill_weights(build_model(cfg).denoiser).state_dict()
+    state = {f"denoiser.{key}": value for key, value in model.items()}
+    save_checkpoint({"meta": {}, "state_dict": state}, tmp_path / "text.pth")
+    lines = tmp_path / "prompts.txt"
+    lines.write_text("a fox\n\n a cat \n")
+    common = [str(tmp_path / "text.py"), "--checkpoint", str(tmp_path / "text.pth")]
+    asked = (["--prompt", "a fox", "--prompt", "a cat"], ["--prompts-file", str(lines)])
+    outs = [tmp_path / "one", tmp_path / "two"]
+    for words, out in zip(asked, outs, strict=True):
+        infer.main([*common, *words, "--out", str(out), "--format", "png"])
+        assert names(out) == sorted(
+            [
+                "contact_sheet.png",
+                *(f"000{i}_seed0.{kind}" for i in (0, 1) for kind in ("json", "png")),
+            ]
+        )
+        notes = [json.loads((out / f"000{i}_seed0.json").read_text()) for i in (0, 1)]
+        assert [note["prompt"] for note in notes] == ["a fox", "a cat"]
+    one, two = (read_video(out / "0001_seed0.png") for out in outs)
+    assert np.array_equal(one, two)

@@ -1,4 +1,4 @@
-"""Training on cached latents does without the VAE, and only on those that its VAE made."""
+"""Training on a cache does without VAE and text encoder, and only on what these made."""
 
 import logging
 from collections.abc import Iterator
@@ -10,16 +10,17 @@ from mmengine.runner import Runner
 
 from mmsora.engine.hooks.ema_hook import model_of
 from mmsora.registry import HOOKS
+from mmsora.utils.user_error import UserError
 
 __all__ = ["LatentCacheHook"]
 
 
 @HOOKS.register_module()
 class LatentCacheHook(Hook):
-    """Compares the VAE of a cache with the model's, and puts that one's weights aside.
+    """Compares VAE and text encoder of a cache with the model's, whose weights it puts aside.
 
-    Datasets that give latents have ``latents_of``, what made them. Without such a dataset it does
-    nothing.
+    Datasets that give latents have ``latents_of``, what made them, and those that give embeddings
+    of texts ``texts_of``. Without such a dataset it does nothing.
     """
 
     def before_run(self, runner: Runner) -> None:
@@ -29,13 +30,13 @@ class LatentCacheHook(Hook):
             runner: The runner.
 
         Raises:
-            UserError: The cache is another VAE's.
+            UserError: The cache is another VAE's or text encoder's.
         """
         model = model_of(runner)
-        for dataset in _datasets(runner.train_dataloader.dataset):
-            made_by = getattr(dataset, "latents_of", None)
-            if made_by is None:
-                continue
+        parts = _datasets(runner.train_dataloader.dataset)
+        caches = [part for part in parts if getattr(part, "latents_of", None) is not None]
+        for dataset in caches:
+            made_by = dataset.latents_of
             if not made_by:
                 print_log(
                     f"{dataset.data_root} does not say which VAE made it; it is not compared with "
@@ -44,6 +45,19 @@ class LatentCacheHook(Hook):
                     level=logging.WARNING,
                 )
             model.train_on_latents(made_by)
+        if getattr(model.conditioner, "takes_text", False):
+            _put_text_encoder_aside(model.conditioner, caches)
+
+
+def _put_text_encoder_aside(conditioner: Any, caches: list[Any]) -> None:
+    without = [cache for cache in caches if not getattr(cache, "texts_of", None)]
+    if without and len(without) < len(caches):
+        raise UserError(
+            f"{without[0].data_root} has no embeddings of texts and other parts of the data have; "
+            "extract it with this config's conditioner too"
+        )
+    for cache in caches if not without else ():
+        conditioner.train_on_embeddings(cache.texts_of, cache.texts())
 
 
 def _datasets(dataset: Any) -> Iterator[Any]:

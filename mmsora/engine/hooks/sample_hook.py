@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
+import torch
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -18,6 +20,8 @@ from mmsora.visualization.contact_sheet import contact_sheet, video_grid
 
 __all__ = ["SampleHook"]
 
+TITLE = 40  # letters of a prompt above its clip
+
 
 @HOOKS.register_module()
 class SampleHook(Hook):
@@ -29,9 +33,10 @@ class SampleHook(Hook):
     Args:
         interval: Iterations between samples; the end of training is always sampled.
         labels: A clip for each of these classes; None for an unconditional model.
-        num_samples: How many clips when there are no labels.
+        num_samples: How many clips when there are neither labels nor prompts.
         seed: Of the noise; the same every time, so that pictures can be compared.
         fps: Of the video.
+        prompts: A clip for each of these texts, for a model of texts.
     """
 
     priority = "LOWEST"  # after the checkpoint is safe
@@ -43,19 +48,24 @@ class SampleHook(Hook):
         num_samples: int = 8,
         seed: int = 0,
         fps: float = 8,
+        prompts: Sequence[str] | None = None,
     ) -> None:
+        if labels and prompts:
+            raise ValueError("SampleHook: a model is told labels or prompts, not both")
         self.interval, self.labels, self.seed, self.fps = interval, labels, seed, fps
-        self.num_samples = len(labels) if labels else num_samples
+        self.prompts = prompts
+        self.num_samples = len(labels or prompts or ()) or num_samples
 
     def before_train(self, runner: Runner) -> None:
-        """Refuse labels that the model does not know, and a VAE that cannot decode what the model
-        learns, before any time is spent.
+        """Refuse labels and prompts that the model does not know, and a VAE that cannot decode
+        what the model learns, before any time is spent.
 
         Args:
             runner: The runner.
 
         Raises:
-            ValueError: A label is out of range, or given to an unconditional model.
+            ValueError: A label is out of range, or given to an unconditional model; or there are
+                prompts and the model takes no text, or none and it does.
         """
         model = model_of(runner)
         classes = getattr(model.conditioner, "num_classes", 0)
@@ -63,6 +73,14 @@ class SampleHook(Hook):
             if not 0 <= label < classes:
                 known = f"0 to {classes - 1}" if classes else "none, it is unconditional"
                 raise ValueError(f"SampleHook: label {label}; the labels of the model: {known}")
+        takes_text = getattr(model.conditioner, "takes_text", False)
+        if self.prompts and not takes_text:
+            raise ValueError("SampleHook: the model takes no text; remove prompts")
+        if takes_text and not self.prompts:
+            raise ValueError("SampleHook: the model is told texts; give prompts=[...]")
+        if self.prompts:
+            with torch.no_grad():
+                model.conditioner([VideoSample(text=prompt) for prompt in self.prompts])
         if runner.rank == 0:
             with model.vae_in_place():
                 pass
@@ -88,6 +106,8 @@ class SampleHook(Hook):
         clips = self._sample(runner)
         scale = viewing_scale(*clips.shape[-2:])
         titles = [str(label) for label in self.labels] if self.labels else None
+        if self.prompts:
+            titles = [shorten(prompt, TITLE, placeholder="...") for prompt in self.prompts]
         path = Path(runner.work_dir) / "samples" / f"iter_{runner.iter + 1:06d}"
         write_image(path.with_suffix(".png"), contact_sheet(clips, titles, scale=scale))
         grid = video_grid(clips, titles, scale=scale)
@@ -99,6 +119,8 @@ class SampleHook(Hook):
         samples = [VideoSample(index=i) for i in range(self.num_samples)]
         for sample, label in zip(samples, self.labels or (), strict=False):
             sample.label = label
+        for sample, prompt in zip(samples, self.prompts or (), strict=False):
+            sample.text = prompt
         with ExitStack() as stack:
             for hook in runner.hooks:
                 if isinstance(hook, DenoiserEMAHook):

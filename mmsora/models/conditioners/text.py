@@ -1,6 +1,8 @@
 """Captions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,9 +11,14 @@ from mmsora.models.conditioners.conditioner import Conditioner
 from mmsora.models.text_encoders.text_encoder import TextEncoder
 from mmsora.registry import CONDITIONERS, TEXT_ENCODERS
 from mmsora.structures.video_sample import VideoSample
+from mmsora.utils.config_check import config_diff
 from mmsora.utils.user_error import UserError
 
 __all__ = ["TextConditioner"]
+
+EMBEDDED_BY_ANOTHER = (
+    "the embeddings in the cache were made by another text encoder than model.conditioner.encoder"
+)
 
 
 @CONDITIONERS.register_module()
@@ -26,17 +33,47 @@ class TextConditioner(Conditioner):
         drop_prob: Probability that training replaces a text by none.
     """
 
+    takes_text = True
     encoder: TextEncoder
 
     def __init__(self, encoder: dict, drop_prob: float = 0.1) -> None:
         super().__init__(drop_prob)
+        self._encoder_config = deepcopy(encoder)
         self.encoder = TEXT_ENCODERS.build(encoder)
         self.encoder.requires_grad_(False)
+        self._known: dict[str, Tensor] | None = None  # in place of the encoder
         self._null: Tensor | None = None
 
     def init_weights(self) -> None:
-        """Load the encoder's weights."""
-        self.encoder.init_weights()
+        """Load the encoder's weights, unless embeddings stand in for it."""
+        if self._known is None:
+            self.encoder.init_weights()
+
+    def train_on_embeddings(self, made_by: dict[str, Any], known: Mapping[str, Tensor]) -> None:
+        """Do without the encoder: training gets embeddings that are cached.
+
+        Args:
+            made_by: The encoder that made them, by its ``identity`` and, as ``weights``, its
+                ``fingerprint``.
+            known: The embeddings of ``""`` and of the texts that are sampled meanwhile, each
+                (tokens, channels).
+
+        Raises:
+            UserError: This model's encoder is another.
+        """
+        ours = self.encoder.identity()
+        theirs = {key: value for key, value in made_by.items() if key != "weights"}
+        for line in config_diff(theirs, ours):
+            if not line.startswith("source"):
+                raise UserError(f"{EMBEDDED_BY_ANOTHER}: {line}")
+        if theirs != ours:  # other names may be the same weights
+            encoder = TEXT_ENCODERS.build(deepcopy(self._encoder_config))
+            encoder.init_weights()
+            if encoder.fingerprint() != made_by.get("weights"):
+                raise UserError(
+                    f"{EMBEDDED_BY_ANOTHER}: the weights in {ours.get('source')} are others"
+                )
+        self._known = {**(self._known or {}), **known}
 
     def encode(self, samples: Sequence[VideoSample]) -> dict[str, Tensor]:
         embeddings = [sample.get("text_embedding") for sample in samples]
@@ -48,8 +85,7 @@ class TextConditioner(Conditioner):
                 "model of texts needs: take a dataset with captions"
             )
         if texts:
-            states, _ = self.encoder(texts)
-            for i, state in zip(missing, states, strict=True):
+            for i, state in zip(missing, self._states(texts), strict=True):
                 embeddings[i] = state
         place = self._empty() if texts else embeddings[0]
         return {"text": torch.stack([made.to(place) for made in embeddings])}
@@ -60,5 +96,16 @@ class TextConditioner(Conditioner):
     def _empty(self) -> Tensor:
         """The embedding of the empty text, made once."""
         if self._null is None:
-            self._null = self.encoder([""])[0][0]
+            self._null = self._states([""])[0]
         return self._null
+
+    def _states(self, texts: Sequence[str]) -> Sequence[Tensor]:
+        if self._known is None:
+            return self.encoder(texts)[0]
+        for text in texts:
+            if text not in self._known:
+                raise UserError(
+                    f"the cache has no embedding of {text!r}; run tools/extract_features.py "
+                    "again on a config whose SampleHook has it among its prompts"
+                )
+        return [self._known[text] for text in texts]

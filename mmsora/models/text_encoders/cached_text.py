@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,6 +13,7 @@ from torch import Tensor
 from mmsora.models.text_encoders.text_encoder import TextEncoder
 from mmsora.registry import TEXT_ENCODERS
 from mmsora.utils.atomic import atomic_path
+from mmsora.utils.feature_store import checksum
 from mmsora.utils.user_error import UserError
 
 __all__ = ["CachedText", "save_texts"]
@@ -68,6 +70,13 @@ class CachedText(TextEncoder):
         self._places = {text: place for place, text in enumerate(texts)}
         self.states = states.float().to(self.states.device)
         self.mask = mask.to(self.mask.device)
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "source": self.file}
+
+    def fingerprint(self) -> str:
+        known = torch.tensor(list(json.dumps(list(self._places)).encode()), dtype=torch.uint8)
+        return checksum({"states": self.states, "mask": self.mask, "texts": known})
 
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         missing = [text for text in texts if text not in self._places]

@@ -1,13 +1,16 @@
 """CLIP's text encoder (Radford et al. 2021, arXiv:2103.00020) as transformers has it."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mmsora.models.text_encoders.text_encoder import TextEncoder
 from mmsora.registry import TEXT_ENCODERS
+from mmsora.utils.feature_store import checksum
 from mmsora.utils.user_error import UserError
 
 __all__ = ["CLIPText"]
@@ -81,6 +84,23 @@ class CLIPText(TextEncoder):
                 f"the CLIP in {self.folder} takes {config.max_position_embeddings} tokens, the "
                 f"config says {self.length}; set model.conditioner.encoder.length"
             )
+
+    def identity(self) -> dict[str, Any]:
+        """The sizes, and the folders of weights and tokenizer."""
+        folders = list(dict.fromkeys([self.folder, self.tokenizer_folder]))
+        return {**super().identity(), "source": ", ".join(folders)}
+
+    def fingerprint(self) -> str:
+        """A hash of the weights and of the tokenizer's words."""
+        words = json.dumps(sorted(self._tokenizer.get_vocab().items()))
+        weights = {  # of one name in all versions of transformers
+            key.removeprefix("text_model."): value
+            for key, value in self.model.state_dict().items()
+            if not key.endswith(POSITIONS)
+        }
+        return checksum(
+            {**weights, "tokenizer": torch.tensor(list(words.encode()), dtype=torch.uint8)}
+        )
 
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         made = self._tokenizer(

@@ -2,8 +2,11 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
+
+from mmsora.utils.feature_store import checksum
 
 __all__ = ["TextEncoder"]
 
@@ -26,6 +29,17 @@ class TextEncoder(nn.Module):
     def train(self, mode: bool = True) -> "TextEncoder":
         """Stay in eval mode: the encoder is frozen."""
         return super().train(False)
+
+    def identity(self) -> dict[str, Any]:
+        """What states depend on, in plain values; ``source`` is where the weights come from.
+
+        A cache of embeddings keeps it with ``fingerprint``, and is taken by no other encoder.
+        """
+        return {"type": type(self).__name__, "length": self.length, "width": self.width}
+
+    def fingerprint(self) -> str:
+        """A hash of the weights, and of what else was read, that states depend on."""
+        return checksum(self.state_dict())
 
     @abstractmethod
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
