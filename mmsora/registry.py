@@ -72,6 +72,7 @@ HOOKS = _child("HOOKS", "mmsora.engine")
 LOG_PROCESSORS = _child("LOG_PROCESSORS", "mmsora.engine")
 OPTIM_WRAPPERS = _child("OPTIM_WRAPPERS", "mmsora.engine")
 TASK_UTILS = _child("TASK_UTILS", "mmsora.engine")
+FUNCTIONS = _child("FUNCTIONS", "mmsora.datasets")
 
 # Nothing of ours lives in these yet; they keep MMEngine's look-up quiet.
 RUNNER_CONSTRUCTORS = _child("RUNNER_CONSTRUCTORS")
@@ -87,7 +88,6 @@ EVALUATOR = _child("EVALUATOR")
 VISUALIZERS = _child("VISUALIZERS")
 VISBACKENDS = _child("VISBACKENDS")
 INFERENCERS = _child("INFERENCERS")
-FUNCTIONS = _child("FUNCTIONS")
 
 
 def all_registries() -> dict[str, Registry]:
