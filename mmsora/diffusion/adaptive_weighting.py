@@ -4,6 +4,7 @@ import torch
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
+from mmsora.diffusion.part import build_part
 from mmsora.diffusion.path import Path
 from mmsora.diffusion.prediction import Prediction
 from mmsora.diffusion.weighting import Weighting, snr
@@ -84,7 +85,7 @@ class LearnedUncertainty(Weighting, nn.Module):
         if features < 1:
             raise ValueError(f"features must be at least 1, got {features}")
         self.weighting: Weighting | None = (
-            LOSSES.build(weighting) if isinstance(weighting, dict) else weighting
+            None if weighting is None else build_part(LOSSES, "weighting", weighting, Weighting)
         )
         # Frequencies are normal and phases uniform, as in the paper, but evenly spread.
         place = torch.arange(features, dtype=torch.float64) + 0.5

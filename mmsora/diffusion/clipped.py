@@ -6,6 +6,7 @@ from torch import Tensor
 
 from mmsora.diffusion.guidance import Guidance, Opinions
 from mmsora.diffusion.level import Estimate, Level, expand
+from mmsora.diffusion.part import build_part
 from mmsora.diffusion.solver import Denoise
 from mmsora.registry import SCHEDULERS
 
@@ -31,9 +32,7 @@ class Clipped(Guidance):
             raise ValueError(f"limit must be positive, got {limit}")
         if percentile is not None and not 0 < percentile <= 1:
             raise ValueError(f"percentile must be above 0 and at most 1, got {percentile}")
-        self.guidance: Guidance = (
-            SCHEDULERS.build(guidance) if isinstance(guidance, dict) else guidance
-        )
+        self.guidance: Guidance = build_part(SCHEDULERS, "guidance", guidance, Guidance)
         self.limit, self.percentile = limit, percentile
         self.second = self.guidance.second
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mmsora.diffusion.level import Level
+from mmsora.diffusion.part import build_part
 from mmsora.diffusion.path import Path
 from mmsora.diffusion.prediction import LearnedRange, Prediction
 from mmsora.diffusion.variational import bound_of_step
@@ -68,7 +69,7 @@ class MSE(Loss):
 
     def __init__(self, weighting: Weighting | dict | None = None) -> None:
         self.weighting: Weighting | None = (
-            LOSSES.build(weighting) if isinstance(weighting, dict) else weighting
+            None if weighting is None else build_part(LOSSES, "weighting", weighting, Weighting)
         )
 
     def __call__(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmsora.diffusion.level import Estimate, Level, expand
+from mmsora.diffusion.part import build_part
 from mmsora.diffusion.path import Path
 from mmsora.registry import SCHEDULERS
 
@@ -237,7 +238,7 @@ class LearnedRange(Prediction):
     """
 
     def __init__(self, mean: Prediction | dict) -> None:
-        self.mean: Prediction = SCHEDULERS.build(mean) if isinstance(mean, dict) else mean
+        self.mean: Prediction = build_part(SCHEDULERS, "mean", mean, Prediction)
 
     def check(self, path: Path) -> None:
         self.mean.check(path)

@@ -2,16 +2,15 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
-from mmengine.registry import Registry
 from torch import Tensor
 
 from mmsora.diffusion.grid import Grid
 from mmsora.diffusion.guidance import Guidance, Opinions
 from mmsora.diffusion.level import Estimate, Level, RandomNumbers
 from mmsora.diffusion.loss import Loss, Noised
+from mmsora.diffusion.part import build_part
 from mmsora.diffusion.path import Path
 from mmsora.diffusion.prediction import Prediction
 from mmsora.diffusion.solver import Denoise, Solver
@@ -29,18 +28,6 @@ Both = Callable[[Tensor, Level], tuple[Tensor, Tensor]]
 def _prefers_one_batch(device: torch.device) -> bool:
     """Whether two samples in one batch are faster than one after the other: not on a CPU."""
     return device.type not in ("cpu", "meta")
-
-
-def _build(registry: Registry, name: str, part: Any, kind: type) -> Any:
-    if callable(part):  # an object that is one, or does as one
-        return part
-    built = registry.build(part) if isinstance(part, dict) else part
-    if not isinstance(built, kind):
-        told = type(built).__name__ if isinstance(part, dict) else repr(part)
-        raise ValueError(
-            f"{name} must be a {kind.__name__}, {name}=dict(type='...') in a config; got {told}"
-        )
-    return built
 
 
 @SCHEDULERS.register_module()
@@ -72,15 +59,17 @@ class Diffusion:
         train_noise: TrainNoise | dict | None = None,
     ) -> None:
         with torch.device("cpu"):  # tables stay there, wherever networks are built
-            self.path: Path = _build(SCHEDULERS, "path", path, Path)
-            self.prediction: Prediction = _build(SCHEDULERS, "prediction", prediction, Prediction)
-            self.train_times: Times = _build(SCHEDULERS, "train_times", train_times, Times)
-            self.solver: Solver = _build(SCHEDULERS, "solver", solver, Solver)
-            self.grid: Grid = _build(SCHEDULERS, "grid", grid, Grid)
-            self.guidance: Guidance = _build(SCHEDULERS, "guidance", guidance, Guidance)
-            self.loss_function: Loss = _build(LOSSES, "loss", loss, Loss)
+            self.path: Path = build_part(SCHEDULERS, "path", path, Path)
+            self.prediction: Prediction = build_part(
+                SCHEDULERS, "prediction", prediction, Prediction
+            )
+            self.train_times: Times = build_part(SCHEDULERS, "train_times", train_times, Times)
+            self.solver: Solver = build_part(SCHEDULERS, "solver", solver, Solver)
+            self.grid: Grid = build_part(SCHEDULERS, "grid", grid, Grid)
+            self.guidance: Guidance = build_part(SCHEDULERS, "guidance", guidance, Guidance)
+            self.loss_function: Loss = build_part(LOSSES, "loss", loss, Loss)
             noise = train_noise or TrainNoise()
-            self.train_noise: TrainNoise = _build(SCHEDULERS, "train_noise", noise, TrainNoise)
+            self.train_noise: TrainNoise = build_part(SCHEDULERS, "train_noise", noise, TrainNoise)
             self.prediction.check(self.path)
             if isinstance(self.solver, Solver):
                 self.solver.check(self.path)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from mmsora.diffusion.part import build_part
 from mmsora.diffusion.path import Path
 from mmsora.registry import SCHEDULERS
 
@@ -44,7 +45,7 @@ class ShiftedPath(Path):
         large_shift: float | None = None,
         large_size: Size | None = None,
     ) -> None:
-        self.path: Path = SCHEDULERS.build(path) if isinstance(path, dict) else path
+        self.path: Path = build_part(SCHEDULERS, "path", path, Path)
         self.shift, self.base_size = shift, base_size
         self.large_shift, self.large_size = large_shift, large_size
         self._check()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmsora.diffusion.level import RandomNumbers
+from mmsora.diffusion.part import build_part
 from mmsora.diffusion.path import Path
 from mmsora.registry import SCHEDULERS
 
@@ -155,7 +156,7 @@ class StratifiedTimes(Times, nn.Module):
 
     def __init__(self, times: Times | dict) -> None:
         super().__init__()
-        self.times: Times = SCHEDULERS.build(times) if isinstance(times, dict) else times
+        self.times: Times = build_part(SCHEDULERS, "times", times, Times)
 
     def __call__(self, path: Path, draws: RandomNumbers) -> Tensor:
         return self.quantile(path, draws.stratified("times"))
