@@ -74,19 +74,19 @@ OPTIM_WRAPPERS = _child("OPTIM_WRAPPERS", "mmsora.engine")
 TASK_UTILS = _child("TASK_UTILS", "mmsora.engine")
 FUNCTIONS = _child("FUNCTIONS", "mmsora.datasets")
 
-# Nothing of ours lives in these yet; they keep MMEngine's look-up quiet.
+# Some are empty; they keep MMEngine's look-up quiet.
 RUNNER_CONSTRUCTORS = _child("RUNNER_CONSTRUCTORS")
-LOOPS = _child("LOOPS")
+LOOPS = _child("LOOPS", "mmsora.engine")
 STRATEGIES = _child("STRATEGIES")
-MODEL_WRAPPERS = _child("MODEL_WRAPPERS")
+MODEL_WRAPPERS = _child("MODEL_WRAPPERS", "mmsora.engine")
 WEIGHT_INITIALIZERS = _child("WEIGHT_INITIALIZERS")
-OPTIMIZERS = _child("OPTIMIZERS")
+OPTIMIZERS = _child("OPTIMIZERS", "mmsora.engine")
 OPTIM_WRAPPER_CONSTRUCTORS = _child("OPTIM_WRAPPER_CONSTRUCTORS")
 PARAM_SCHEDULERS = _child("PARAM_SCHEDULERS")
-METRICS = _child("METRICS")
+METRICS = _child("METRICS", "mmsora.evaluation")
 EVALUATOR = _child("EVALUATOR")
 VISUALIZERS = _child("VISUALIZERS")
-VISBACKENDS = _child("VISBACKENDS")
+VISBACKENDS = _child("VISBACKENDS", "mmsora.visualization")
 INFERENCERS = _child("INFERENCERS")
 
 

@@ -7,13 +7,13 @@ from itertools import count
 from typing import Any
 
 import numpy as np
-from mmengine.dist import get_dist_info
 from mmengine.logging import print_log
 from numpy.typing import ArrayLike
 from torch.utils.data import Sampler
 
 from mmsora.datasets.buckets import BucketIndex, Buckets, shapes_of
 from mmsora.registry import DATA_SAMPLERS, TASK_UTILS
+from mmsora.utils.process_groups import data_info
 from mmsora.utils.user_error import UserError
 
 __all__ = ["BucketBatchSampler", "BucketPlan"]
@@ -129,7 +129,7 @@ class BucketBatchSampler(Sampler[list[int]]):
                 "BucketBatchSampler gives; use a dataset of files"
             )
         self.buckets = TASK_UTILS.build(buckets) if isinstance(buckets, dict) else buckets
-        self.rank, self.world_size = get_dist_info()
+        self.rank, self.world_size = data_info()
         bucket_of = self.buckets.assign(shapes_of(self.dataset)).astype(np.int32)
         self._members = _grouped(bucket_of, len(self.buckets.shapes))
         clips = np.array([len(members) for members in self._members])

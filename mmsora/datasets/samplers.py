@@ -6,11 +6,12 @@ from itertools import count, islice
 from typing import Any
 
 import numpy as np
-from mmengine.dist import get_dist_info, sync_random_seed
+from mmengine.dist import sync_random_seed
 from mmengine.logging import print_log
 from torch.utils.data import Sampler
 
 from mmsora.registry import DATA_SAMPLERS
+from mmsora.utils.process_groups import data_info
 
 __all__ = ["EpochSampler"]
 
@@ -35,7 +36,7 @@ class EpochSampler(Sampler):
             raise ValueError(
                 f"{type(dataset).__name__} takes no indices beyond its length; use InfiniteSampler"
             )
-        self.rank, self.world_size = get_dist_info()
+        self.rank, self.world_size = data_info()
         self.dataset, self.size, self.shuffle = dataset, len(dataset), shuffle
         self.seed = sync_random_seed() if seed is None else seed
         self.start = 0

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
-from mmengine.dist import get_dist_info
 from mmengine.logging import MessageHub, print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from mmsora.registry import CONDITIONERS, DENOISERS, MODELS, SCHEDULERS, VAES
 from mmsora.structures.video_sample import VideoSample
 from mmsora.utils.checkpoint import load_denoiser
 from mmsora.utils.draws import Draws
+from mmsora.utils.process_groups import data_info
 from mmsora.utils.user_error import UserError
 
 __all__ = ["Denoiser", "LatentDiffusion"]
@@ -268,7 +268,7 @@ class LatentDiffusion(BaseModel):
                 "no seed or iteration in MMEngine's MessageHub: outside of a Runner call "
                 "loss(inputs, data_samples, Draws(seed, indices, step))"
             )
-        rank, world = get_dist_info()  # samplers deal samples out in turn
+        rank, world = data_info()  # samplers deal samples out in turn
         total = len(samples) * world
         places = range(rank, total, world)
         return Draws(seed, [sample.index for sample in samples], step, places, total)

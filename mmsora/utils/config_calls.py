@@ -126,8 +126,9 @@ PLACES = {
     "auto_scale_lr": Place(extra=("enable", "base_batch_size")),
     "custom_imports": Place(extra=("imports", "allow_failed_imports")),
     "compile": Place(default="torch.compile", given=("model",)),
+    "parallel": Place(default="mmsora.engine.parallel.Parallel"),
 }
-# Top-level keys that MMEngine reads off the config, beside its Runner's arguments.
+# Top-level keys that MMEngine or our Runner reads off the config, beside its Runner's arguments.
 RUNNER_KEYS = (
     "activation_checkpointing",
     "compile",
@@ -137,6 +138,7 @@ RUNNER_KEYS = (
     "find_unused_parameters",
     "gpu_ids",
     "model_wrapper_cfg",
+    "parallel",
     "runner_type",
     "sync_bn",
 )

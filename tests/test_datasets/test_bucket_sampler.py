@@ -68,7 +68,7 @@ class Job:
         buckets = options.pop("buckets", BUCKETS)
         self.ranks = []
         for rank in range(world):
-            with mock.patch.object(bucket_sampler, "get_dist_info", lambda r=rank: (r, world)):
+            with mock.patch.object(bucket_sampler, "data_info", lambda r=rank: (r, world)):
                 source = SimpleNamespace(dataset=clips, seed=seed)
                 self.ranks.append(BucketBatchSampler(source, batch_size, buckets, **options))
 

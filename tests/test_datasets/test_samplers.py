@@ -22,9 +22,9 @@ def take(count, **arguments):
 def test_every_index_comes_once_in_each_epoch(world_size, monkeypatch):
     ranks = []
     for rank in range(world_size):
-        monkeypatch.setattr(samplers, "get_dist_info", lambda rank=rank: (rank, world_size))
+        monkeypatch.setattr(samplers, "data_info", lambda rank=rank: (rank, world_size))
         ranks.append(take(60 // world_size + 1, seed=5))
-    monkeypatch.setattr(samplers, "get_dist_info", lambda: (0, 1))
+    monkeypatch.setattr(samplers, "data_info", lambda: (0, 1))
     together = [number for turn in zip(*ranks, strict=True) for number in turn]
     assert together[:40] == take(40, seed=5)
     for epoch in range(4):
@@ -72,7 +72,7 @@ def test_it_goes_on_where_another_stopped(world_size, monkeypatch):
     second.load_state_dict(first.state_dict(13))
     ranks = []
     for rank in range(world_size):
-        monkeypatch.setattr(samplers, "get_dist_info", lambda rank=rank: (rank, world_size))
+        monkeypatch.setattr(samplers, "data_info", lambda rank=rank: (rank, world_size))
         resumed = EpochSampler(CLIPS, seed=7)
         resumed.load_state_dict(second.state_dict(10))
         ranks.append(list(islice(resumed, 36 // world_size)))
