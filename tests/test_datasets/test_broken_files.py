@@ -86,7 +86,7 @@ def test_it_is_a_function_of_the_number_alone(folder, monkeypatch):
         assert list(told(dataset[index])[1:]) == expected[index]
     ranks = []
     for rank in range(2):
-        monkeypatch.setattr(samplers, "get_dist_info", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr(samplers, "data_info", lambda rank=rank: (rank, 2))
         numbers = list(islice(EpochSampler(dataset, seed=0), 50))
         ranks.append([told(dataset[number]) for number in numbers])
     together = [item for turn in zip(*ranks, strict=True) for item in turn]

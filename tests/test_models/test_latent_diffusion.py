@@ -349,7 +349,7 @@ def test_a_sample_knows_its_place_in_the_batch_of_all_processes(build, monkeypat
     hub = MessageHub.get_instance("test_places")
     hub.update_info("seed", 0)
     hub.update_info("iter", 3)
-    monkeypatch.setattr(latent_diffusion, "get_dist_info", lambda: (1, 3))
+    monkeypatch.setattr(latent_diffusion, "data_info", lambda: (1, 3))
     model.loss = lambda inputs, samples, draws: given.append(draws) or {}
     model(clips(), annotations(), mode="loss")
     expected = Draws(0, INDICES, 3, places=[1, 4, 7, 10], total=12)
