@@ -365,7 +365,8 @@ class LatentDiffusion(BaseModel):
             uint8 videos, (B, C, T, H, W).
         """
         batch = len(data_samples)
-        draws = Draws(seed, [sample.index for sample in data_samples])
+        of_samples = Draws(seed, [sample.index for sample in data_samples])
+        draws = self.diffusion.train_noise.numbers(of_samples)
         made_for = cast(Denoiser, self.denoiser)
         latent_size = made_for.size if size is None else self.vae.latent_size(size)
         shape = (batch, made_for.in_channels, *latent_size)
