@@ -109,7 +109,7 @@ def test_model_and_data_fit_each_other(path):
         model = MODELS.build(cfg.model)
         latent = sample["inputs"][None].float().to("meta")
         latent = latent[:, 0] if latent.ndim == 6 else model.vae.encode(latent)  # from a cache
-    assert latent.shape[1:] == (cfg.model.denoiser.in_channels, *cfg.model.denoiser.size)
+    assert latent.shape[1:] == (model.denoiser.in_channels, *model.denoiser.size)
 
 
 @each_config
