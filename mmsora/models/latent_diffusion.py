@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from mmengine.logging import MessageHub, print_log
@@ -26,10 +26,10 @@ from mmsora.utils.draws import Draws
 from mmsora.utils.process_groups import data_info
 from mmsora.utils.user_error import UserError
 
-__all__ = ["Denoiser", "LatentDiffusion"]
+__all__ = ["Denoiser", "LatentDiffusion", "TrainedBatch"]
 
 
-FROZEN = ("vae.", "weak.", "alignment.encoder.", "conditioner.encoder.")
+FROZEN = re.compile(r"(vae|weak|alignment\.encoder|conditioner\.(parts\.\w+\.)?encoder)\.")
 CACHED_BY_ANOTHER = "the latents in the cache were made by another VAE than model.vae"
 
 
@@ -38,6 +38,18 @@ class Denoiser(Protocol):
 
     in_channels: int
     size: tuple[int, int, int]  # frames, height and width of the latents it is made for
+
+
+class TrainedBatch(NamedTuple):
+    """What a training step was made of.
+
+    Attributes:
+        samples: The annotations.
+        losses: What ``LatentDiffusion.loss`` gave, detached: tensors (B,) by name.
+    """
+
+    samples: Sequence[VideoSample]
+    losses: dict[str, Tensor]
 
 
 @MODELS.register_module()
@@ -80,6 +92,7 @@ class LatentDiffusion(BaseModel):
         self._vae_config = deepcopy(vae)
         self.vae = self._build_vae()
         self._latents_of: dict | None = None  # what made the latents that training gets
+        self.last_batch: TrainedBatch | None = None  # of training, for what looks into losses
         self.conditioner = CONDITIONERS.build(conditioner) if conditioner else None
         self.diffusion: Diffusion = SCHEDULERS.build(diffusion)
         self.diffusion_state = _modules_of(self.diffusion)
@@ -97,8 +110,8 @@ class LatentDiffusion(BaseModel):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Without what is frozen, whose weights are read anew from their own files."""
         state = super().state_dict(*args, **kwargs)
-        prefixes = tuple(kwargs.get("prefix", "") + part for part in FROZEN)
-        for key in [key for key in state if key.startswith(prefixes)]:
+        start = len(kwargs.get("prefix", ""))
+        for key in [key for key in state if FROZEN.match(key, start)]:
             del state[key]
         return state
 
@@ -251,6 +264,8 @@ class LatentDiffusion(BaseModel):
         """
         if mode == "loss":
             losses = self.loss(inputs, data_samples, self._training_draws(data_samples))
+            detached = {name: loss.detach() for name, loss in losses.items()}
+            self.last_batch = TrainedBatch(data_samples, detached)
             weight = torch.tensor([sample.get("weight", 1.0) for sample in data_samples])
             return {name: loss * weight.to(loss) for name, loss in losses.items()}
         if mode == "predict":
@@ -289,6 +304,7 @@ class LatentDiffusion(BaseModel):
         """
         with torch.no_grad():
             x0 = self._latents(inputs, draws).float()  # autocast makes it less
+        self._show(inputs, data_samples, draws)
         cond = self._condition(data_samples, draws)
         network = self._network(data_samples)
         if self.alignment is None:
@@ -325,6 +341,13 @@ class LatentDiffusion(BaseModel):
             )
         return partial(self.denoiser, num_images=images)
 
+    def _show(
+        self, inputs: Tensor, samples: Sequence[VideoSample], draws: Draws | None = None
+    ) -> None:
+        """Let conditioners look at the videos, where there are any and they ask for them."""
+        if inputs.ndim == 5 and getattr(self.conditioner, "takes_video", False):
+            cast(Any, self.conditioner).look(inputs, samples, draws)
+
     def _condition(
         self, samples: Sequence[VideoSample], draws: Draws | None = None
     ) -> dict[str, Tensor]:
@@ -332,7 +355,7 @@ class LatentDiffusion(BaseModel):
             return {}
         return self._here(self.conditioner(samples, draws))
 
-    def _null(self, batch: int) -> dict[str, Tensor] | None:
+    def _null(self, cond: dict[str, Tensor], batch: int) -> dict[str, Tensor] | None:
         if self.conditioner is None or self.diffusion.guidance.second != "null":
             return None
         if not getattr(self.denoiser, "knows_null", True):
@@ -342,7 +365,8 @@ class LatentDiffusion(BaseModel):
                     "it cannot be guided; sample with guidance 1"
                 )
             return None
-        return self._here(self.conditioner.null(batch))
+        null = self._here(self.conditioner.null(batch))
+        return {key: value.expand_as(cond[key]) for key, value in null.items()}
 
     def _here(self, cond: dict[str, Tensor]) -> dict[str, Tensor]:
         return {k: v.to(self.device, non_blocking=True) for k, v in cond.items()}
@@ -364,21 +388,7 @@ class LatentDiffusion(BaseModel):
         Returns:
             uint8 videos, (B, C, T, H, W).
         """
-        batch = len(data_samples)
-        of_samples = Draws(seed, [sample.index for sample in data_samples])
-        draws = self.diffusion.train_noise.numbers(of_samples)
-        made_for = cast(Denoiser, self.denoiser)
-        latent_size = made_for.size if size is None else self.vae.latent_size(size)
-        shape = (batch, made_for.in_channels, *latent_size)
-        noise = draws.normal("start", torch.empty(shape, device=self.device))
-        latent = self.diffusion.sample(
-            self.denoiser,
-            noise,
-            self._condition(data_samples),
-            self._null(batch),
-            draws,
-            self.weak,
-        )
+        latent = self.sample_latents(data_samples, seed, size)
         with self.vae_in_place():
             video = self.vae.decode(latent)
         if video.device.type != "meta" and not video.isfinite().all():
@@ -389,6 +399,34 @@ class LatentDiffusion(BaseModel):
                 level=logging.WARNING,
             )
         return (video * 127.5 + 128).clamp(0, 255).to(torch.uint8)  # rounds half up
+
+    @torch.no_grad()
+    def sample_latents(
+        self,
+        data_samples: Sequence[VideoSample],
+        seed: int = 0,
+        size: tuple[int, int, int] | None = None,
+    ) -> Tensor:
+        """Sample, and leave the decoding to another.
+
+        Args:
+            data_samples: As for :meth:`predict`, like the rest.
+            seed: Of the noise.
+            size: Frames, height and width of the videos.
+
+        Returns:
+            Latents, (B, c, t, h, w).
+        """
+        batch = len(data_samples)
+        of_samples = Draws(seed, [sample.index for sample in data_samples])
+        draws = self.diffusion.train_noise.numbers(of_samples)
+        made_for = cast(Denoiser, self.denoiser)
+        latent_size = made_for.size if size is None else self.vae.latent_size(size)
+        shape = (batch, made_for.in_channels, *latent_size)
+        noise = draws.normal("start", torch.empty(shape, device=self.device))
+        cond = self._condition(data_samples)
+        null = self._null(cond, batch)
+        return self.diffusion.sample(self.denoiser, noise, cond, null, draws, self.weak)
 
 
 def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:

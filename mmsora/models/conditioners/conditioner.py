@@ -67,11 +67,15 @@ class Conditioner(nn.Module):
     def _told(
         self, samples: Sequence[VideoSample], draws: Draws | None, name: str
     ) -> dict[str, Tensor]:
-        cond = self.encode(samples)
+        return self._dropped(self.encode(samples), draws, name)
+
+    def _dropped(
+        self, cond: dict[str, Tensor], draws: Draws | None, name: str
+    ) -> dict[str, Tensor]:
         if draws is None or self.drop_prob == 0:
             return cond
         dropped = draws.uniform(name) < self.drop_prob
-        null = self.null(len(samples))
+        null = self.null(len(dropped))
         return {
             key: torch.where(
                 dropped.to(value.device).reshape(-1, *[1] * (value.ndim - 1)),

@@ -188,7 +188,8 @@ def _matching(image: nn.Module, pattern: str) -> list[str]:
 
 def _per_frame(value: Tensor, frames: int, of_images: Tensor | None) -> Tensor:
     """A condition for every frame of the folded batch, that of the images behind the clip's."""
-    if value.ndim == 5:  # a video
+    if value.ndim == 5:  # a video, or one frame that stands for all
+        value = value.expand(-1, -1, frames, -1, -1)
         return rearrange(value, "b c t h w -> (b t) c 1 h w")
     clip = value[:, None].expand(-1, frames, *value.shape[1:])
     return (clip if of_images is None else torch.cat([clip, of_images], 1)).flatten(0, 1)
