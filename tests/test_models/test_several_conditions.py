@@ -119,6 +119,12 @@ def test_a_video_is_shrunk_in_training_alone():
     torch.testing.assert_close(small[1].latent, torch.cat([maps, 2 * maps]))
 
 
+def test_the_denoiser_may_call_it_something_else():
+    conditioner = CONDITIONERS.build(LATENT | dict(name="effnet"))
+    assert set(conditioner(samples(2, latent=torch.ones(6, 1, 2, 2)))) == {"effnet"}
+    assert set(conditioner.null(2)) == {"effnet"}
+
+
 def test_neither_pixels_nor_latents():
     with pytest.raises(UserError, match="neither pixels nor latents of the stage before"):
         CONDITIONERS.build(LATENT)(samples(2))

@@ -18,7 +18,7 @@ __all__ = ["LatentConditioner"]
 
 @CONDITIONERS.register_module()
 class LatentConditioner(Conditioner):
-    """Gives ``latent=``, (B, channels, T, h, w): what a first model makes, and a second decodes.
+    """Gives latents, (B, channels, T, h, w), that a first model makes and a second decodes.
 
     A sample's own field ``latent`` where it has one, as from a cache or from the first model; in
     training else what the encoder makes of the video. Zeros stand for none.
@@ -29,19 +29,25 @@ class LatentConditioner(Conditioner):
         drop_prob: Probability that training replaces them by zeros.
         smallest: In training the video is first shrunk to between this and 1 of its height and
             width, so that latents of any grain are known; 1 leaves it.
+        name: What the denoiser calls them.
     """
 
     takes_video = True
     encoder: VAE
 
     def __init__(
-        self, encoder: dict, channels: int, drop_prob: float = 0.1, smallest: float = 1.0
+        self,
+        encoder: dict,
+        channels: int,
+        drop_prob: float = 0.1,
+        smallest: float = 1.0,
+        name: str = "latent",
     ) -> None:
         super().__init__(drop_prob)
         if not 0 < smallest <= 1:
             raise ValueError(f"smallest must be above 0 and at most 1, got {smallest}")
         self.encoder = VAES.build(encoder).requires_grad_(False)
-        self.channels, self.smallest = channels, smallest
+        self.channels, self.smallest, self.name = channels, smallest, name
 
     def init_weights(self) -> None:
         """The encoder's."""
@@ -54,10 +60,10 @@ class LatentConditioner(Conditioner):
                 "a clip has neither pixels nor latents of the stage before; sample that stage "
                 "first, or take a dataset or cache that has them"
             )
-        return {"latent": torch.stack(latents)}
+        return {self.name: torch.stack(latents)}
 
     def null(self, batch: int) -> dict[str, Tensor]:
-        return {"latent": torch.zeros(batch, self.channels, 1, 1, 1)}
+        return {self.name: torch.zeros(batch, self.channels, 1, 1, 1)}
 
     @torch.no_grad()
     def look(
