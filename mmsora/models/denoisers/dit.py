@@ -52,7 +52,7 @@ class DiT(VideoTransformer):
             (B, out_channels, T, H, W).
         """
         condition = self.condition(clock, label)
-        tokens = self.tokens(x)
+        tokens, shards = self.tokens(x)
         for block in self.blocks:
-            tokens = block(tokens, condition)
-        return self.output(tokens, condition, x.shape[2:])
+            tokens = block(tokens, condition, shards=shards)
+        return self.output(tokens, condition, x.shape[2:], shards)

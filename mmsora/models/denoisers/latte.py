@@ -1,6 +1,7 @@
 """Latte: latent diffusion transformer for video generation (Ma et al. 2024, arXiv:2401.03048)."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from mmsora.models.layers.block import SPACE, TIME, AdaLNBlock, on_clip
 from mmsora.models.layers.linear import linear
 from mmsora.models.layers.modulation import gated, modulate
 from mmsora.models.layers.position import sincos_1d
+from mmsora.models.layers.sequence import WHOLE, Shards
 from mmsora.models.layers.transformer import VideoTransformer, time_table
 from mmsora.registry import DENOISERS
 
@@ -33,11 +35,16 @@ class SpaceTimeBlock(AdaLNBlock):
         self.norm_time = nn.LayerNorm(width, eps=1e-6)
         self.attn_time = Attention(width, heads, qkv_bias=False)
 
-    def forward(self, x: Tensor, condition: Tensor, num_images: int = 0) -> Tensor:
+    def forward(
+        self, x: Tensor, condition: Tensor, num_images: int = 0, shards: Shards = WHOLE
+    ) -> Tensor:
         """As in :class:`AdaLNBlock`; along time there is attention for the clip alone."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.ada(condition)
-        x = gated(x, gate1, self.attn(modulate(self.norm1(x), shift1, scale1), SPACE))
+        x = gated(x, gate1, self.attn(modulate(self.norm1(x), shift1, scale1), SPACE, shards))
+        across = shards.before(TIME)
+        x = shards.move(x, across)
         x = on_clip(lambda clip: clip + self.attn_time(self.norm_time(clip), TIME), x, num_images)
+        x = across.move(x, shards)
         return gated(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
 
 
@@ -122,16 +129,20 @@ class Latte(VideoTransformer):
             images = at[:, None].expand(-1, num_images, -1)
             images = self._told(images, image_label, image_text, "image_")
             condition = torch.cat([clip, images], dim=1)
-        tokens = self.tokens(x)
-        for i, block in enumerate(self.blocks):
+        tokens, shards = self.tokens(x)
+        for i, block in enumerate(cast(Sequence[AdaLNBlock], self.blocks)):
+            needed = shards.before(block.axis)
+            tokens, shards = shards.move(tokens, needed), needed
             if i == self._first_temporal:  # frames are told apart where time first matters
-                tokens = on_clip(self._placed, tokens, num_images)
-            tokens = block(tokens, condition, num_images)
+                tokens = tokens + shards.share(self._places(x, num_images), TIME, 0)
+            tokens = block(tokens, shards.told(condition), num_images, shards=shards)
         # A text speaks to the blocks alone.
-        return self.output(tokens, at if self.text else condition, x.shape[2:])
+        return self.output(tokens, at if self.text else condition, x.shape[2:], shards)
 
-    def _placed(self, clip: Tensor) -> Tensor:
-        return clip + time_table(self.temp_embed, clip.shape[1])
+    def _places(self, x: Tensor, num_images: int) -> Tensor:
+        """What tells the frames apart, (t, 1, width): nothing for images beside the clip."""
+        table = time_table(self.temp_embed, x.shape[2] // self.patch[0] - num_images)
+        return F.pad(table, (0, 0, 0, 0, 0, num_images))
 
     def _check_images(self, x: Tensor, num_images: int) -> None:
         if not 0 <= num_images < x.shape[2]:

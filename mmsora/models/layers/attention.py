@@ -2,11 +2,13 @@
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from mmsora.models.layers.linear import linear
+from mmsora.models.layers.sequence import SPACE, WHOLE, Shards, exchange
 
-__all__ = ["Attention", "attend"]
+__all__ = ["Attention", "attend", "attend_together"]
 
 # On CPUs the fused kernel loses to plain matrix products in bfloat16, and where the gradients of
 # short sequences are wanted.
@@ -39,6 +41,28 @@ def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (scores.softmax(-1).to(v.dtype) @ v3).view(q.shape)
 
 
+def attend_together(q: Tensor, k: Tensor, v: Tensor, length: int, group: ProcessGroup) -> Tensor:
+    """Attention along an axis that is dealt out to processes (Ulysses, arXiv:2309.14509).
+
+    Each does it for some heads. Those of all samples, and of all else that is batch, are dealt out
+    as one, so that they need not divide among the processes.
+
+    Args:
+        q: Queries, (..., heads, tokens here, head_dim).
+        k: Keys, shaped like ``q``.
+        v: Values, shaped like ``q``.
+        length: Of the whole sequence.
+        group: The processes that have shares of it.
+
+    Returns:
+        Shaped like ``q``.
+    """
+    qkv = torch.stack([q, k, v], dim=-2).flatten(0, -4)  # (heads of all, tokens here, 3, head_dim)
+    whole = exchange(qkv, 1, 0, length, group)
+    out = attend(*whole[None].unbind(-2))[0]
+    return exchange(out, 0, 1, len(qkv), group).view(q.shape)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention along one axis of the tokens; all other axes are batch.
 
@@ -56,12 +80,13 @@ class Attention(nn.Module):
         self.qkv = linear(width, 3 * width, bias=qkv_bias)
         self.proj = linear(width, width)
 
-    def forward(self, x: Tensor, axis: int) -> Tensor:
+    def forward(self, x: Tensor, axis: int, shards: Shards = WHOLE) -> Tensor:
         """Attend.
 
         Args:
             x: Tokens, (B, T, N, width).
-            axis: 1 to attend along time, 2 within a frame.
+            axis: ``TIME`` to attend along time, ``SPACE`` within a frame.
+            shards: What of them is here.
 
         Returns:
             Shaped like ``x``.
@@ -69,7 +94,11 @@ class Attention(nn.Module):
         batch, frames, tokens, width = x.shape
         qkv = self.qkv(x).view(batch, frames, tokens, 3, self.heads, width // self.heads)
         # Only the attention itself is folded: (B, the other axis, heads, this axis, head_dim).
-        order = (3, 0, 1, 4, 2, 5) if axis == 2 else (3, 0, 2, 4, 1, 5)
-        out = attend(*qkv.permute(order).unbind(0))
-        back = (0, 1, 3, 2, 4) if axis == 2 else (0, 3, 1, 2, 4)
+        order = (3, 0, 1, 4, 2, 5) if axis == SPACE else (3, 0, 2, 4, 1, 5)
+        q, k, v = qkv.permute(order).unbind(0)
+        if shards.group is not None and shards.axis == axis:
+            out = attend_together(q, k, v, shards.sizes[axis - 1], shards.group)
+        else:
+            out = attend(q, k, v)
+        back = (0, 1, 3, 2, 4) if axis == SPACE else (0, 3, 1, 2, 4)
         return self.proj(out.permute(back).reshape(batch, frames, tokens, width))

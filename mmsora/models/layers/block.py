@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from mmsora.models.layers.attention import Attention
 from mmsora.models.layers.feed_forward import FeedForward
 from mmsora.models.layers.modulation import AdaLN, gated, modulate
+from mmsora.models.layers.sequence import SPACE, TIME, WHOLE, Shards
 
 __all__ = ["SPACE", "TIME", "AdaLNBlock", "on_clip"]
-
-TIME, SPACE = 1, 2  # axes of the tokens (B, T, N, width)
 
 
 class AdaLNBlock(nn.Module):
@@ -32,25 +31,28 @@ class AdaLNBlock(nn.Module):
         self.mlp = FeedForward(width)
         self.ada = AdaLN(width, 6)
 
-    def forward(self, x: Tensor, condition: Tensor, num_images: int = 0) -> Tensor:
+    def forward(
+        self, x: Tensor, condition: Tensor, num_images: int = 0, shards: Shards = WHOLE
+    ) -> Tensor:
         """Tokens to tokens. A block along time leaves images beside the clip as they are.
 
         Args:
             x: Tokens, (B, T, N, width).
             condition: (B, width), or of each frame (B, T, width).
             num_images: So many of the last frames are no part of the clip.
+            shards: What of the tokens is here: as ``Shards.before`` this attention says.
 
         Returns:
             Shaped like ``x``.
         """
         if self.axis == SPACE or not num_images:
-            return self._whole(x, condition)
+            return self._whole(x, condition, shards)
         told = condition if condition.ndim == 2 else condition[:, 0]  # a clip's frames are one
-        return on_clip(lambda clip: self._whole(clip, told), x, num_images)
+        return on_clip(lambda clip: self._whole(clip, told, shards), x, num_images)
 
-    def _whole(self, x: Tensor, condition: Tensor) -> Tensor:
+    def _whole(self, x: Tensor, condition: Tensor, shards: Shards) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.ada(condition)
-        x = gated(x, gate1, self.attn(modulate(self.norm1(x), shift1, scale1), self.axis))
+        x = gated(x, gate1, self.attn(modulate(self.norm1(x), shift1, scale1), self.axis, shards))
         return gated(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
 
 

@@ -6,6 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mmsora.models.layers.linear import linear
+from mmsora.models.layers.sequence import WHOLE, Shards
 
 __all__ = ["Patch", "PatchEmbed", "grid_of", "unpatchify"]
 
@@ -54,18 +55,19 @@ class PatchEmbed(nn.Module):
         s, p, q = patch
         self.proj = linear(channels * s * p * q, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shards: Shards = WHOLE) -> Tensor:
         """Shape (B, C, T, H, W) to (B, t, h w, width), row-major.
 
         Args:
             x: The video.
+            shards: Of which tokens to make.
 
         Returns:
             The tokens.
         """
         s, p, q = self.patch
         x = rearrange(x, "b c (t s) (h p) (w q) -> b t (h w) (c s p q)", s=s, p=p, q=q)
-        return self.proj(x)
+        return self.proj(shards.share(x, shards.axis, shards.axis))
 
 
 def unpatchify(x: Tensor, rows: int, patch: Patch) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from mmsora.models.layers.linear import linear
 from mmsora.models.layers.modulation import AdaLN, modulate
 from mmsora.models.layers.patch import Patch, PatchEmbed, grid_of, unpatchify
 from mmsora.models.layers.position import sincos_1d, sincos_2d
+from mmsora.models.layers.sequence import SPACE, WHOLE, Shards
 
 __all__ = ["PUBLIC_KEYS", "VideoTransformer"]
 
@@ -46,6 +48,7 @@ class VideoTransformer(nn.Module):
     pos_embed: Tensor
     public_keys = PUBLIC_KEYS
     knows_null = True  # whether the label table has a row for "none"
+    shares_tokens = True  # with other processes that train on the same samples
 
     def __init__(
         self,
@@ -113,19 +116,29 @@ class VideoTransformer(nn.Module):
             )
         return self.embed_label(label)
 
-    def tokens(self, x: Tensor) -> Tensor:
-        """Latents (B, C, T, H, W) to tokens (B, t, h w, width) that know where in the frame
-        they are; the stored table at the size it was made for, else one made on the spot."""
+    def tokens(self, x: Tensor) -> tuple[Tensor, Shards]:
+        """Latents to tokens that know where in the frame they are.
+
+        The table of positions is the stored one at the size it was made for, else one made on the
+        spot.
+
+        Args:
+            x: Latents, (B, C, T, H, W).
+
+        Returns:
+            Tokens (B, t, h w, width), and what of them is here.
+        """
         if x.shape[1] != self.in_channels:
             raise ValueError(
                 f"{type(self).__name__} has in_channels={self.in_channels}, the latent has "
                 f"{x.shape[1]} channels"
             )
-        _, rows, columns = grid_of(x.shape[2:], self.patch)
+        frames, rows, columns = grid_of(x.shape[2:], self.patch)
         table = self.pos_embed
         if (rows, columns) != self.grid[1:]:
             table = sincos_2d(rows, columns, table.shape[-1]).to(table)
-        return self.embed(x) + table
+        shards = Shards.of(frames, rows * columns, self.training)
+        return self.embed(x, shards) + shards.share(table, SPACE, 0), shards
 
     @contextmanager
     def tap(self, block: int) -> Iterator[list[Tensor]]:
@@ -146,17 +159,33 @@ class VideoTransformer(nn.Module):
                 f"got {block}"
             )
         found: list[Tensor] = []
-        hook = self.blocks[block - 1].register_forward_hook(lambda *call: found.append(call[-1]))
+
+        def keep(module: nn.Module, args: tuple, named: dict[str, Any], out: Tensor) -> None:
+            found.append(named.get("shards", WHOLE).gather(out))
+
+        hook = self.blocks[block - 1].register_forward_hook(keep, with_kwargs=True)
         try:
             yield found
         finally:
             hook.remove()
 
-    def output(self, tokens: Tensor, condition: Tensor, size: Sequence[int]) -> Tensor:
-        """Tokens (B, t, h w, width) to (B, out_channels, T, H, W) of ``size`` (T, H, W)."""
-        shift, scale = self.ada(condition)
+    def output(
+        self, tokens: Tensor, condition: Tensor, size: Sequence[int], shards: Shards = WHOLE
+    ) -> Tensor:
+        """Tokens to latents.
+
+        Args:
+            tokens: (B, t, h w, width).
+            condition: (B, width), or of each frame (B, t, width).
+            size: The latents' T, H and W.
+            shards: What of the tokens is here.
+
+        Returns:
+            (B, out_channels, T, H, W), whole.
+        """
+        shift, scale = self.ada(shards.told(condition))
         out = self.head(modulate(self.norm(tokens), shift, scale))
-        return unpatchify(out, size[1] // self.patch[1], self.patch)
+        return unpatchify(shards.gather(out), size[1] // self.patch[1], self.patch)
 
 
 def time_table(stored: Tensor, frames: int) -> Tensor:
