@@ -50,6 +50,7 @@ class MovingDigits(Dataset):
         frame_size: Side of the frame in pixels.
         digit_size: Side of the digit in pixels; 8 is unscaled.
         seed: Of the clips, not of the run.
+        channels: Of a pixel, all alike.
     """
 
     METAINFO = {"classes": tuple("0123456789")}
@@ -62,12 +63,13 @@ class MovingDigits(Dataset):
         frame_size: int = 16,
         digit_size: int = 8,
         seed: int = 0,
+        channels: int = 1,
     ) -> None:
         if split not in ("train", "test"):
             raise ValueError(f"split must be 'train' or 'test', got {split!r}")
         if digit_size > frame_size:
             raise ValueError(f"digits of {digit_size} px do not fit frames of {frame_size} px")
-        self.split, self.length, self.seed = split, length, seed
+        self.split, self.length, self.seed, self.channels = split, length, seed, channels
         self.num_frames, self.frame_size, self.digit_size = num_frames, frame_size, digit_size
 
     @property
@@ -105,4 +107,5 @@ class MovingDigits(Dataset):
             raise IndexError(f"no clip {index}, there are {self.length} clips")
         frames, label = self.clip(index)
         sample = VideoSample(index=int(index), label=label)
-        return {"inputs": torch.from_numpy(frames)[None], "data_samples": sample}
+        clip = torch.from_numpy(frames).expand(self.channels, *frames.shape)
+        return {"inputs": clip, "data_samples": sample}

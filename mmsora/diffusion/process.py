@@ -2,9 +2,10 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmsora.diffusion.grid import Grid
 from mmsora.diffusion.guidance import Guidance, Opinions
@@ -18,11 +19,25 @@ from mmsora.diffusion.times import Times
 from mmsora.diffusion.train_noise import TrainNoise
 from mmsora.registry import LOSSES, SCHEDULERS
 
-__all__ = ["Condition", "Diffusion", "Network"]
+__all__ = ["Condition", "Diffusion", "Network", "TrainedTimes"]
 
 Network = Callable[..., Tensor]
 Condition = Mapping[str, Tensor]
 Both = Callable[[Tensor, Level], tuple[Tensor, Tensor]]
+
+
+class TrainedTimes(NamedTuple):
+    """Where on the path a training batch was, and what it cost there.
+
+    Attributes:
+        path: The path.
+        t: Times, (B,), on the CPU.
+        losses: Of each sample, (B,), detached, before rare times were made to count more.
+    """
+
+    path: Path
+    t: Tensor
+    losses: Tensor
 
 
 def _prefers_one_batch(device: torch.device) -> bool:
@@ -45,7 +60,13 @@ class Diffusion:
         guidance: How a condition is strengthened while sampling.
         loss: What a wrong output costs.
         train_noise: What data are mixed with in training; None is plain noise.
+
+    Attributes:
+        last_times: Of the last training batch, for what looks into losses; None before there
+            was one.
     """
+
+    last_times: TrainedTimes | None = None
 
     def __init__(
         self,
@@ -137,10 +158,46 @@ class Diffusion:
         """
         process = self.for_size(x0.shape[2:])
         t = self.train_times(process.path, draws)
-        batch = process.noised(x0, t, draws)
-        output = process.output(network, batch.x, batch.level, cond)
-        losses = self.loss_function(process.path, self.prediction, batch, output)
+        losses = process._losses(self.loss_function, network, x0, cond, draws, t)
+        if torch.is_grad_enabled():
+            self.last_times = TrainedTimes(process.path, t, losses.detach())
         return self.train_times.weigh(t, losses)
+
+    @torch.no_grad()
+    def losses_at(
+        self, network: Network, x0: Tensor, cond: Condition, draws: RandomNumbers, places: Tensor
+    ) -> Tensor:
+        """The training loss where one wants to know it, comparable from step to step.
+
+        Nothing learns of it. A weighting that learns or remembers is left out, as the same error
+        would cost something else at the next step.
+
+        Args:
+            network: ``network(x, clock, **cond)``.
+            x0: Clean data, (B, C, T, H, W).
+            cond: Keyword arguments of the network.
+            draws: Where the noise comes from.
+            places: Fractions of the way from data to noise, as ``Path.time_at`` takes them, (B,).
+
+        Returns:
+            The loss of each sample, (B,).
+        """
+        process = self.for_size(x0.shape[2:])
+        t, loss_function = process.path.time_at(places), _settled(self.loss_function)
+        return process._losses(loss_function, network, x0, cond, draws, t)
+
+    def _losses(
+        self,
+        loss_function: Loss,
+        network: Network,
+        x0: Tensor,
+        cond: Condition,
+        draws: RandomNumbers,
+        t: Tensor,
+    ) -> Tensor:
+        batch = self.noised(x0, t, draws)
+        output = self.output(network, batch.x, batch.level, cond)
+        return loss_function(self.path, self.prediction, batch, output)
 
     def denoiser(
         self,
@@ -261,3 +318,14 @@ class Diffusion:
         upwards = (times[:-1] if times[-1] == path.t_clean else times).flip(0)
         denoise = process.denoiser(network, cond, null)
         return self.solver(denoise, x0, path, upwards, draws) / path.prior_std
+
+
+def _settled(loss: Loss) -> Loss:
+    """A loss without what of its weighting changes as training goes on."""
+    given = weighting = getattr(loss, "weighting", None)
+    while isinstance(weighting, nn.Module):
+        weighting = getattr(weighting, "weighting", None)
+    if weighting is not given:
+        loss = copy.copy(loss)
+        loss.weighting = weighting  # type: ignore[attr-defined]
+    return loss
