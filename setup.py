@@ -74,7 +74,7 @@ setup(
     ],
     python_requires=">=3.10",
     packages=find_packages(include=["mmsora", "mmsora.*"]),
-    package_data={"mmsora": ["py.typed"]},
+    package_data={"mmsora": ["py.typed", "visualization/*.css", "visualization/*.js"]},
     install_requires=requirements("runtime"),
     extras_require={**EXTRAS, "all": sum(EXTRAS.values(), [])},
     entry_points={"console_scripts": ["mmsora=mmsora.cli:main"]},

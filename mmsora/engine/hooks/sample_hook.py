@@ -7,15 +7,17 @@ from textwrap import shorten
 from typing import Any
 
 import torch
-from mmengine.dist import master_only
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmsora.engine.hooks.ema_hook import DenoiserEMAHook, model_of
+from mmsora.engine.hooks.ema_hook import DenoiserEMAHook, denoiser_of, model_of
+from mmsora.engine.parallel.sharding import is_sharded
 from mmsora.registry import HOOKS
 from mmsora.structures.video_sample import VideoSample
 from mmsora.utils.video_io import viewing_scale, write_image, write_video
+from mmsora.visualization.backends import show_samples
 from mmsora.visualization.contact_sheet import contact_sheet, video_grid
 
 __all__ = ["SampleHook"]
@@ -28,7 +30,8 @@ class SampleHook(Hook):
     """Samples the same clips of the averaged weights again and again.
 
     Writes ``samples/iter_N.png``, a row of frames for each clip, and ``samples/iter_N.mp4``,
-    all clips side by side, into the run's directory.
+    all clips side by side, into the run's directory. Trackers of ``visualizer.vis_backends`` get
+    the video too, or the picture where they take no videos.
 
     Args:
         interval: Iterations between samples; the end of training is always sampled.
@@ -81,7 +84,7 @@ class SampleHook(Hook):
         if self.prompts:
             with torch.no_grad():
                 model.conditioner([VideoSample(text=prompt) for prompt in self.prompts])
-        if runner.rank == 0:
+        if self._takes_part(runner):
             with model.vae_in_place():
                 pass
 
@@ -96,22 +99,32 @@ class SampleHook(Hook):
         if self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner):
             self.write(runner)
 
-    @master_only
+    @staticmethod
+    def _takes_part(runner: Runner) -> bool:
+        """Whether this process samples: where each holds a share of the weights, all do."""
+        return is_main_process() or is_sharded(denoiser_of(runner))
+
     def write(self, runner: Runner) -> None:
         """Sample and write.
 
         Args:
             runner: The runner.
         """
+        if not self._takes_part(runner):
+            return
         clips = self._sample(runner)
+        if not is_main_process():
+            return
         scale = viewing_scale(*clips.shape[-2:])
         titles = [str(label) for label in self.labels] if self.labels else None
         if self.prompts:
             titles = [shorten(prompt, TITLE, placeholder="...") for prompt in self.prompts]
         path = Path(runner.work_dir) / "samples" / f"iter_{runner.iter + 1:06d}"
-        write_image(path.with_suffix(".png"), contact_sheet(clips, titles, scale=scale))
+        sheet = contact_sheet(clips, titles, scale=scale)
+        write_image(path.with_suffix(".png"), sheet)
         grid = video_grid(clips, titles, scale=scale)
         write_video(path.with_suffix(".mp4"), grid, fps=self.fps)
+        show_samples(runner.visualizer, sheet, path.with_suffix(".mp4"), runner.iter + 1)
         runner.logger.info(f"samples written to {path}.png and .mp4")
 
     def _sample(self, runner: Runner) -> Tensor:

@@ -10,8 +10,11 @@ from mmengine.dist import all_reduce, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmsora.engine.hooks.ema_hook import denoiser_of
+from mmsora.engine.denoiser_work import DenoiserWork
+from mmsora.engine.hooks.ema_hook import model_of
 from mmsora.registry import HOOKS
+from mmsora.utils.gpus import gpu_named
+from mmsora.utils.process_groups import data_info
 
 __all__ = ["MeanLossHook", "TelemetryHook", "peak_memory"]
 
@@ -26,10 +29,14 @@ def peak_memory() -> float:
 
 @HOOKS.register_module()
 class TelemetryHook(Hook):
-    """Adds ``samples/s``, ``tokens/s``, ``data_wait`` and, without a GPU, ``memory`` to the log.
+    """Adds to the log, for the last ``interval`` iterations:
 
-    The rates are of all ranks together, over the last ``interval`` iterations. ``data_wait`` is
-    the share of the time that was spent waiting for data.
+    - ``samples/s`` and ``tokens/s``, of all processes together;
+    - ``TFLOP/s``, of each process: the products of the denoiser, forward and backward as three
+      times forward. What is computed again to save memory does not count;
+    - ``mfu``, the share of what the GPU's vendor states, where that is known;
+    - ``data_wait``, the share of the time that was spent waiting for data;
+    - ``memory`` without a GPU, beside MMEngine's with one ``memory_reserved``: peaks, in MiB.
 
     Args:
         interval: Iterations between figures; the logger's own interval is a good one.
@@ -42,11 +49,15 @@ class TelemetryHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Measure the waiting where it happens: ``data_time`` also holds what hooks took."""
-        self._tokens = getattr(denoiser_of(runner), "num_tokens", 0)
         loop = runner.train_loop
         self._data = _Timed(getattr(loop, "dataloader_iterator", iter(())))
         if hasattr(loop, "dataloader_iterator"):  # a loop by epochs has none to be measured
             loop.dataloader_iterator = self._data
+        denoiser, config = getattr(model_of(runner), "denoiser", None), runner.cfg.get("model", {})
+        self._work: DenoiserWork | None = None
+        if denoiser is not None and "denoiser" in config:
+            self._work = DenoiserWork(denoiser, config["denoiser"])
+        self._peak = _peak(runner)
         self._running = False
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -57,6 +68,8 @@ class TelemetryHook(Hook):
 
     def _restart(self) -> None:
         self._samples, self._data.seconds, self._start = 0, 0.0, time.perf_counter()
+        if self._work is not None:
+            self._work.clear()
 
     def after_train_iter(
         self,
@@ -66,18 +79,43 @@ class TelemetryHook(Hook):
         outputs: dict | None = None,
     ) -> None:
         """Count, and report at the interval."""
-        hub = runner.message_hub
         self._samples += len(data_batch["inputs"]) if data_batch else 0
         if not self.every_n_inner_iters(batch_idx, self.interval):
             return
-        seconds = time.perf_counter() - self._start
-        rate = self._samples * get_world_size() / seconds
-        hub.update_scalar("train/samples/s", rate)
-        hub.update_scalar("train/tokens/s", rate * self._tokens)
-        hub.update_scalar("train/data_wait", self._data.seconds / seconds)
-        if not torch.cuda.is_available():  # with a GPU the log processor reports its memory
-            hub.update_scalar("train/memory", peak_memory())
+        figures = self._figures(time.perf_counter() - self._start)
+        for name, value in figures.items():
+            runner.message_hub.update_scalar(f"train/{name}", value)
         self._restart()
+
+    def after_train(self, runner: Runner) -> None:
+        """Leave the denoiser alone."""
+        if self._work is not None:
+            self._work.close()
+
+    def _figures(self, seconds: float) -> dict[str, float]:
+        tokens, flop = (0.0, 0.0) if self._work is None else self._work.total()
+        world = data_info()[1]
+        figures = {
+            "samples/s": self._samples * world / seconds,
+            "tokens/s": tokens * world / seconds,
+            "data_wait": self._data.seconds / seconds,
+        }
+        if flop:
+            speed = flop * world / get_world_size() / seconds
+            figures["TFLOP/s"] = speed / 1e12
+            if self._peak:
+                figures["mfu"] = speed / self._peak
+        if torch.cuda.is_available():  # the log processor reports what is allocated
+            figures["memory_reserved"] = torch.cuda.max_memory_reserved() / 2**20
+        else:
+            figures["memory"] = peak_memory()
+        return figures
+
+
+def _peak(runner: Runner) -> float | None:
+    """What this process' GPU can do in the precision of the run, in FLOP a second."""
+    gpu = gpu_named(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    return gpu and gpu.peak(getattr(runner.optim_wrapper, "precision", "off"))
 
 
 class _Timed(Iterator):
