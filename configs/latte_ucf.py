@@ -31,7 +31,6 @@ with read_base():
     from ._base_.default_runtime import *
     from ._base_.diffusion.iddpm import *
 
-depth = 28
 diffusion.guidance.scale = 7.0
 model = dict(
     type=LatentDiffusion,
@@ -45,7 +44,7 @@ model = dict(
         size=(16, 32, 32),
         patch=2,
         width=1152,
-        depth=depth,
+        depth=28,
         heads=16,
         num_classes=101,
     ),
@@ -67,7 +66,7 @@ custom_hooks = [
     dict(type=SampleHook, interval=10_000, labels=[0, 25, 50, 75, 100]),
 ]
 
-recompute = [f"denoiser.blocks.{i}" for i in range(depth)]
+recompute = dict(mode="full")
 layouts = {
     "8xa100": {"train_dataloader.batch_size": 5},
     "4xa6000": {

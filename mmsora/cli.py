@@ -17,6 +17,8 @@ TOOLS = {
     "dataset": "look at a dataset before training: `mmsora dataset --help`",
     "likelihood": "bits per dimension of data: `mmsora likelihood --help`",
     "posthoc_ema": "average a run's weights anew: `mmsora posthoc_ema --help`",
+    "estimate": "what a config takes, and whether it fits a card: `mmsora estimate --help`",
+    "report": "write the page of a run anew: `mmsora report --help`",
 }
 
 

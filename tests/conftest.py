@@ -73,7 +73,7 @@ def tiny_config(tmp_path):
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
-    """The directory of a run of six iterations, with iter_3.pth and iter_6.pth."""
+    """The directory of a run of six iterations, with iter_3 and iter_6."""
     from mmsora.registry import RUNNERS
 
     work_dir = tmp_path_factory.mktemp("tiny") / "run"

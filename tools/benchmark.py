@@ -8,6 +8,7 @@
     python tools/benchmark.py cache
     python tools/benchmark.py methods --budget 2000 --clips 50
     python tools/benchmark.py samplers --plot docs/assets/samplers.png
+    python tools/benchmark.py cascade --plot docs/assets/cascade_digits.png
 """
 
 import argparse
@@ -32,6 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_samplers(commands.add_parser("samplers", help="few steps beside the published 250"))
     add_data(commands.add_parser("data", help="what it takes to read training clips"))
     add_cache(commands.add_parser("cache", help="what it takes to read cached latents"))
+    add_cascade(commands.add_parser("cascade", help="a small cascade on moving digits"))
     return parser.parse_args(argv)
 
 
@@ -99,6 +101,17 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
     add("--clips", help="folder of class folders of videos, for decoding; default none")
     add("--folder", help="where to write, on the disk to measure; default a temporary one")
     add("--out", help="JSON file to write")
+
+
+def add_cascade(parser: argparse.ArgumentParser) -> None:
+    """Options of ``cascade``."""
+    add = parser.add_argument
+    add("--iters", type=int, default=1500, help="of stage C; the others go by it")
+    add("--clips", type=int, default=200, help="to sample of each cascade")
+    add("--precision", default="off", choices=["off", "bf16"], help="of the networks")
+    add("--work-dir", default="work_dirs/cascade")
+    add("--plot", help="PNG file to write")
+    add("--out", default="work_dirs/cascade/cascade.json", help="JSON file to write")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -46,9 +46,10 @@ fi
 
 cores=$(getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > gpus ? cores / gpus : 1))}
+export MKL_NUM_THREADS=${MKL_NUM_THREADS:-$OMP_NUM_THREADS}
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 
-exec "$python" -m torch.distributed.run \
+exec "$python" "$root/tools/torchrun.py" \
     --nnodes "$nnodes" \
     --node_rank "${NODE_RANK:-0}" \
     --master_addr "${MASTER_ADDR:-127.0.0.1}" \

@@ -1,6 +1,6 @@
 """Sample videos from a checkpoint.
 
-python tools/infer.py --checkpoint work_dirs/latte_moving_digits/iter_4000.pth --labels 3 7
+python tools/infer.py --checkpoint work_dirs/latte_moving_digits/iter_4000 --labels 3 7
 """
 
 import argparse
@@ -27,6 +27,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "config", nargs="?", help="path or name of a config; default the checkpoint's own"
     )
     parser.add_argument("--checkpoint", required=True, help="the weights")
+    parser.add_argument(
+        "--prior",
+        metavar="CHECKPOINT",
+        help="of a cascade, the weights of the stage before, whose latents this one decodes",
+    )
+    parser.add_argument(
+        "--prior-config",
+        help="its config; default the one named by the config's `prior`, or its own",
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--labels", nargs="+", help="a video for each of these classes, by number or name"
@@ -56,6 +65,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.fps <= 0:
         parser.error(f"--fps must be positive, got {args.fps:g}")
+    if args.prior_config is not None and args.prior is None:
+        parser.error("--prior-config needs --prior CHECKPOINT")
     if args.batch_size < 1:
         parser.error(f"--batch-size must be at least 1, got {args.batch_size}")
     if Path(args.out).is_file():
@@ -110,7 +121,7 @@ def prepare(args: argparse.Namespace) -> "Config":
     from mmsora.utils.config_names import load_config
 
     if args.config is None:
-        cfg = config_of(load_checkpoint(args.checkpoint), args.checkpoint)
+        cfg = config_of(load_checkpoint(args.checkpoint, parts=()), args.checkpoint)
     else:
         cfg = load_config(args.config)
     if args.sampler is not None:
@@ -185,11 +196,12 @@ def write(
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """SHA-256 of a file, or of all files of a folder, by name."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for part in sorted(path.iterdir()) if path.is_dir() else [path]:
+        with part.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 
@@ -203,9 +215,11 @@ def main(argv: list[str] | None = None) -> None:
         from mmsora.apis import Inferencer
         from mmsora.utils.config_check import user_errors
 
-        inferencer = Inferencer(
-            args.checkpoint, cfg, args.device, use_ema=not args.no_ema, dtype=args.dtype
-        )
+        common = {"device": args.device, "use_ema": not args.no_ema, "dtype": args.dtype}
+        prior = None
+        if args.prior is not None:
+            prior = Inferencer(args.prior, args.prior_config or cfg.get("prior"), **common)
+        inferencer = Inferencer(args.checkpoint, cfg, prior=prior, **common)
         labels = [inferencer.number(label) for label in args.labels or ()]
         prompts = prompts_of(args)
         start = time.perf_counter()

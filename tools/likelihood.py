@@ -1,6 +1,6 @@
 """Measure how likely a model finds data, in bits for each number of their latents.
 
-python tools/likelihood.py --checkpoint work_dirs/latte_moving_digits/iter_4000.pth --split test
+python tools/likelihood.py --checkpoint work_dirs/latte_moving_digits/iter_4000 --split test
 """
 
 import argparse
@@ -77,7 +77,7 @@ def prepare(args: argparse.Namespace) -> "Config":
     from mmsora.utils.config_names import load_config
 
     if args.config is None:
-        cfg = config_of(load_checkpoint(args.checkpoint), args.checkpoint)
+        cfg = config_of(load_checkpoint(args.checkpoint, parts=()), args.checkpoint)
     else:
         cfg = load_config(args.config)
     if "train_dataloader" not in cfg:

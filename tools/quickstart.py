@@ -7,6 +7,7 @@ import argparse
 import copy
 import os
 import resource
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,8 +129,8 @@ def train(cfg: "Config") -> Path:
     from mmsora.registry import RUNNERS
     from mmsora.utils.checkpoint import latest_checkpoint
 
-    for old in Path(cfg.work_dir).glob("iter_*.pth"):
-        old.unlink()
+    for old in Path(cfg.work_dir).glob("iter_*"):
+        shutil.rmtree(old)
     runner = RUNNERS.build(cfg)
     runner.train()
     checkpoint = latest_checkpoint(cfg.work_dir)
@@ -226,7 +227,7 @@ def print_report(result: dict[str, Any], out: Path) -> None:
     print("[quickstart] report")
     for key, value in result.items():
         print(f"  {key:32} {value}")
-    print(f"[quickstart] look at {out}/samples.png and {out}/samples.mp4")
+    print(f"[quickstart] look at {out}/samples.png, {out}/samples.mp4 and {out}/report.html")
     print(f"[quickstart] more: mmsora infer --checkpoint {result['checkpoint']} --labels 3 7")
 
 

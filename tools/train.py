@@ -7,12 +7,18 @@ python tools/train.py latte_moving_digits --amp bf16 --cfg-options train_cfg.max
 import argparse
 import atexit
 import os
+import re
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsora.utils.cli_options import key_values
 from mmsora.utils.user_error import UserError, user_errors_as_one_line
+
+MODES = ("none", "ddp", "zero1", "zero2", "zero3")
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -43,6 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="settings for some cards, of those that the config offers, e.g. 8xa100 or 1x4090; "
         "the global batch stays",
     )
+    add_parallel_options(parser)
     parser.add_argument("--seed", type=seed, help="of weights, noise and order; default 0")
     parser.add_argument(
         "--cfg-options",
@@ -53,20 +60,55 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="change the config, e.g. model.denoiser.depth=8 train_dataloader.batch_size=16",
     )
     parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate by the real over the config's base batch size",
+    )
+    parser.add_argument(
+        "--skip-fit-check",
+        action="store_true",
+        help="train even what tools/estimate.py says cannot fit on the GPU",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check and build everything, train nothing"
+    )
+    return parser.parse_args(argv)
+
+
+def add_parallel_options(parser: argparse.ArgumentParser) -> None:
+    """What is about several processes."""
+    parser.add_argument(
         "--launcher",
         choices=("none", "pytorch", "slurm", "mpi"),
         default="none",
         help="what started the processes; tools/dist_train.sh sets it",
     )
     parser.add_argument(
-        "--auto-scale-lr",
-        action="store_true",
-        help="scale the learning rate by the real over the config's base batch size",
+        "--parallel",
+        choices=MODES,
+        help="what is spread over the processes: the data (ddp), the optimizer's state too "
+        "(zero1), the gradients too (zero2), the weights too (zero3); default as the config says, "
+        "else ddp",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="check and build everything, train nothing"
+        "--sequence",
+        type=int,
+        metavar="K",
+        help="so many neighbouring processes share the tokens of each sample",
     )
-    return parser.parse_args(argv)
+    parser.add_argument("--deepspeed", nargs="?", action=NoDeepSpeed, help=argparse.SUPPRESS)
+
+
+class NoDeepSpeed(argparse.Action):
+    """Tells what to type instead."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *call: Any) -> None:
+        """End the program."""
+        asked = str(call[1])
+        stage = re.search(r"zero_?stage_?([123])|zero_?([123])", asked, re.IGNORECASE)
+        mode = f"zero{stage[1] or stage[2]}" if stage else "zero2"
+        more = " --cfg-options parallel.offload=True" if "offload" in asked else ""
+        parser.exit(2, f"error: ZeRO needs no DeepSpeed here: type --parallel {mode}{more}\n")
 
 
 def seed(text: str) -> int:
@@ -98,6 +140,10 @@ def prepare(args: argparse.Namespace) -> "Config":
     overrides: dict[str, Any] = dict(args.cfg_options)
     if args.amp is not None:
         overrides["optim_wrapper.precision"] = args.amp
+    if args.parallel is not None:
+        overrides["parallel.mode"] = args.parallel
+    if args.sequence is not None:
+        overrides["parallel.sequence"] = args.sequence
     if args.seed is not None:
         overrides["randomness.seed"] = args.seed
     apply_overrides(cfg, overrides)
@@ -117,7 +163,7 @@ def prepare(args: argparse.Namespace) -> "Config":
         if found is None:
             text = f"warning: no checkpoint in {cfg.work_dir}: starting from the beginning"
             print(text, file=sys.stderr, flush=True)
-        elif not found.is_file():
+        elif not found.exists():
             raise UserError(f"checkpoint {found} does not exist")
         else:
             cfg.resume, cfg.load_from = True, str(found)
@@ -146,37 +192,69 @@ def dry_run(cfg: "Config") -> None:
     print(f"work dir    {cfg.work_dir}")
 
 
-def leave() -> None:
-    """End one of several processes, when all are done.
+def check_fit(cfg: "Config") -> None:
+    """Refuse what cannot fit on the GPUs, where there are any."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    from mmsora.apis.estimate import refuse_what_cannot_fit
+    from mmsora.engine.parallel.launch import environment_of
+
+    world = "1"
+    if cfg.launcher != "none":
+        world = environment_of(cfg.launcher, os.environ)["WORLD_SIZE"]
+    gpus = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    refuse_what_cannot_fit(cfg, min(gpu.total_memory for gpu in gpus), int(world))
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train, or check that it can be done."""
+    cfg = prepare(args)
+    if args.dry_run:
+        dry_run(cfg)
+        return
+    if not args.skip_fit_check:
+        check_fit(cfg)
+    from mmsora.registry import RUNNERS
+    from mmsora.utils.config_check import user_errors
+
+    with user_errors():
+        RUNNERS.build(cfg).train()
+
+
+@contextmanager
+def leaving() -> Iterator[None]:
+    """Ends one of several processes: where all did well, when all are done.
 
     Not by the interpreter's own end: there the threads of gloo abort the process now and then.
     """
+    code: Any = 0
+    try:
+        yield
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
     from torch import distributed
 
-    distributed.barrier()
+    if code == 0 and distributed.is_initialized():
+        distributed.barrier()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train."""
+    """Run the program."""
     args = parse_args(argv)
-    with user_errors_as_one_line():
-        cfg = prepare(args)
-        if args.dry_run:
-            dry_run(cfg)
-            return
-        from torch import distributed
-
-        from mmsora.registry import RUNNERS
-        from mmsora.utils.config_check import user_errors
-
-        with user_errors():
-            RUNNERS.build(cfg).train()
-        if distributed.is_initialized():
-            leave()
+    with ExitStack() as stack:
+        if args.launcher != "none":
+            stack.enter_context(leaving())
+        stack.enter_context(user_errors_as_one_line())
+        train(args)
 
 
 if __name__ == "__main__":

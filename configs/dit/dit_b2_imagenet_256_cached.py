@@ -5,7 +5,8 @@
 
 Recipe: that of dit_xl2_imagenet_256.py, for the 400,000 iterations of the paper's comparison; the
 loss is the one of training on the images. The VAE is read only to decode samples.
-Hardware: one GPU of 24 GB, or more with train_dataloader.batch_size=32 on each of 8; unmeasured.
+Hardware: one GPU of 48 GB, of 24 GB with --cfg-options activation_checkpointing.mode=selective, or
+more with train_dataloader.batch_size=32 on each of 8; unmeasured.
 Expected: FID 43.5 without guidance (the paper); we measured none. By arithmetic (0.14 TFLOP an
 image for three passes of the network, 40 % of the peak): 12 hours on 8 A100 become 4 without
 the VAE; unmeasured.

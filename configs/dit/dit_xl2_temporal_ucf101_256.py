@@ -51,7 +51,7 @@ model = dict(
             heads=16,
             num_classes=101,
         ),
-        after={r"blocks\.\d*[13579]": 1152},
+        after={"blocks[.][0-9]*[13579]": 1152},
         layout="(b t) 1 n c",  # of tokens
         frames=16,
         layer=dict(heads=16, kernel=3),

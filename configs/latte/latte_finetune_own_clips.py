@@ -30,7 +30,6 @@ load_from = "data/ucf101.pt"
 
 train_dataloader.update(batch_size=1, num_workers=4)
 train_dataloader.dataset.update(data_root="data/clips", on_error="skip")
-depth = 28
 model = dict(
     type=LatentDiffusion,
     data_preprocessor=dict(type=VideoPreprocessor),
@@ -43,7 +42,7 @@ model = dict(
         size=(16, 32, 32),
         patch=2,
         width=1152,
-        depth=depth,
+        depth=28,
         heads=16,
         num_classes=num_classes,
     ),
@@ -58,7 +57,7 @@ optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=2e-5, weight_decay=0.0, fused=True),
     clip_grad=dict(max_norm=0.1),
 )
-activation_checkpointing = [f"denoiser.blocks.{i}" for i in range(depth)]
+activation_checkpointing = dict(mode="full")
 custom_hooks = [
     dict(type=DenoiserEMAHook, decay=0.999),
     dict(type=SampleHook, interval=1000, labels=list(range(num_classes))),

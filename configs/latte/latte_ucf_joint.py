@@ -1,7 +1,7 @@
 """Latte-XL/2 on clips of UCF-101 and eight single frames beside each (arXiv:2401.03048, 3.4).
 
     bash tools/dist_train.sh configs/latte/latte_ucf_joint.py 8
-    python tools/infer.py configs/latte/latte_ucf_joint.py --checkpoint iter_150000.pth --labels 3
+    python tools/infer.py configs/latte/latte_ucf_joint.py --checkpoint iter_150000 --labels 3
 
 The frames are of other clips, with labels of their own; spatial blocks see them, temporal ones do
 not. Images of any class folders serve as well: put them in ``train_dataloader.dataset.images``.

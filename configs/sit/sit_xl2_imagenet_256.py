@@ -27,7 +27,6 @@ with read_base():
     from .._base_.default_runtime import *
     from .._base_.diffusion.sit import *
 
-depth = 28
 diffusion.guidance.channels = 3
 model = dict(
     type=LatentDiffusion,
@@ -41,7 +40,7 @@ model = dict(
         size=(1, 32, 32),
         patch=2,
         width=1152,
-        depth=depth,
+        depth=28,
         heads=16,
         num_classes=1000,
     ),
@@ -61,7 +60,7 @@ custom_hooks = [
     dict(type=SampleHook, interval=10_000, labels=[207, 360, 387, 974, 88, 979, 417, 279]),
 ]
 
-recompute = [f"denoiser.blocks.{i}" for i in range(depth)]
+recompute = dict(mode="full")
 layouts = {
     "8xa100": {"train_dataloader.batch_size": 32},
     "4xa6000": {

@@ -13,7 +13,7 @@ is float16; images are encoded as they are loaded.
 Hardware: 8 A100, or a layout below. Expected: FID 7.9 without guidance after 400,000 iterations
 (others measured 11.1) and 5.9 after 4 million, then 1.42 with it, IS 305.7 (README). We measured
 none. Layouts, by arithmetic (1.04 TFLOP an image with VAE and DINOv2, 40 % of the peak;
-unmeasured), for 400,000 updates: 8xa100 1.2 days, 2xa100 4.9, 4xa6000 6.2, 1x4090 23.
+unmeasured), for 400,000 updates: 8xa100 1.2 days, 2xa100 6.1, 4xa6000 6.2, 1x4090 23.
 """
 
 from mmengine.config import read_base
@@ -71,7 +71,7 @@ custom_hooks = [
     dict(type=SampleHook, interval=10_000, labels=[207, 360, 387, 974, 88, 979, 417, 279]),
 ]
 
-recompute = [f"denoiser.blocks.{i}" for i in range(sizes["depth"])]
+recompute = dict(mode="full")
 in_parts = {"train_dataloader.batch_size": 16, "activation_checkpointing": recompute}
 parts, iterations = "optim_wrapper.accumulative_counts", "train_cfg.max_iters"
 layouts = {

@@ -9,7 +9,7 @@ from mmengine.registry import init_default_scope
 
 from mmsora.models.latent_diffusion import LatentDiffusion
 from mmsora.registry import MODELS
-from mmsora.utils.checkpoint import load_checkpoint, load_denoiser, load_weights
+from mmsora.utils.checkpoint import WEIGHTS, load_checkpoint, load_denoiser, load_weights
 from mmsora.utils.config_check import check_config, config_from_dict, user_errors
 from mmsora.utils.config_names import load_config
 from mmsora.utils.user_error import UserError
@@ -64,7 +64,7 @@ def build_model(
         model = MODELS.build(cfg.model)
         model.init_weights(to_train=False)
     if checkpoint is not None:
-        fill(model, load_checkpoint(checkpoint), checkpoint)
+        fill(model, load_checkpoint(checkpoint, WEIGHTS), checkpoint)
     return model.to(device).eval()
 
 

@@ -10,9 +10,11 @@ from mmengine.config import Config
 from torch import Tensor
 
 from mmsora.apis.build import build_model, config_of, fill
+from mmsora.models.conditioners.conditioner import Conditioner
+from mmsora.models.conditioners.latent import LatentConditioner
 from mmsora.models.latent_diffusion import Denoiser
 from mmsora.structures.video_sample import VideoSample
-from mmsora.utils.checkpoint import load_checkpoint
+from mmsora.utils.checkpoint import WEIGHTS, load_checkpoint
 from mmsora.utils.user_error import UserError
 
 __all__ = ["Inferencer"]
@@ -29,6 +31,8 @@ class Inferencer:
         device: Where to compute; None takes a GPU where there is one.
         use_ema: Take the averaged weights where the checkpoint has them.
         dtype: Precision of the networks: ``fp32``, ``bf16`` or ``fp16``.
+        prior: Of a cascade, the stage before: its latents are the condition ``latent`` of this
+            one. The two take turns on the device.
     """
 
     def __init__(
@@ -38,18 +42,27 @@ class Inferencer:
         device: str | None = None,
         use_ema: bool = True,
         dtype: str = "fp32",
+        prior: "Inferencer | None" = None,
     ) -> None:
         if device and device.startswith("cuda") and not torch.cuda.is_available():
             raise UserError(f"device {device!r}: PyTorch finds no GPU here")
         if dtype not in DTYPES:
             raise UserError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
-        content = load_checkpoint(checkpoint)
+        content = load_checkpoint(checkpoint, WEIGHTS)
         self.model = build_model(config_of(content, checkpoint) if config is None else config)
         fill(self.model, content, checkpoint, use_ema)
         self.dtype = DTYPES[dtype]
         known = (content.get("meta") or {}).get("dataset_meta") or {}
         self.classes: list[str] = [str(name) for name in known.get("classes", ())]
-        self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.prior = prior
+        if prior is None:
+            self.model.to(self.device)
+        elif not _takes_latents(self.model.conditioner):
+            raise UserError(
+                f"prior: the model of {checkpoint} has no LatentConditioner, so it decodes no "
+                "latents of another stage"
+            )
 
     def __call__(
         self,
@@ -87,21 +100,53 @@ class Inferencer:
         """
         if num_samples is not None and num_samples < 1:
             raise UserError(f"num_samples must be at least 1, got {num_samples}")
+        samples = (self.prior or self)._asked_for(labels, num_samples, prompts)
+        full = self._full_size(num_frames, size)
+        batches = [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
+        if self.prior is not None:
+            self._ask_prior(self.prior, batches, seed, full)
+        videos, done = [], 0
+        for batch in batches:
+            with self._autocast():
+                videos.append(self.model.predict(batch, seed, full).cpu())
+            done += len(batch)
+            if progress is not None:
+                progress(done)
+        return torch.cat(videos)
+
+    def _asked_for(
+        self,
+        labels: Sequence[int | str] | None,
+        num_samples: int | None,
+        prompts: Sequence[str] | None,
+    ) -> list[VideoSample]:
         self._check(labels, prompts)
         if prompts:
             count = self.count(prompts, num_samples)
-            samples = [VideoSample(index=i, text=prompts[i % len(prompts)]) for i in range(count)]
-        else:
-            samples = self._samples([self.number(label) for label in labels or ()], num_samples)
-        full = self._full_size(num_frames, size)
-        videos = []
-        for start in range(0, len(samples), batch_size):
-            batch = samples[start : start + batch_size]
-            with torch.autocast(self.model.device.type, self.dtype, self.dtype != torch.float32):
-                videos.append(self.model.predict(batch, seed, full).cpu())
-            if progress is not None:
-                progress(min(start + batch_size, len(samples)))
-        return torch.cat(videos)
+            return [VideoSample(index=i, text=prompts[i % len(prompts)]) for i in range(count)]
+        return self._samples([self.number(label) for label in labels or ()], num_samples)
+
+    def _ask_prior(
+        self,
+        prior: "Inferencer",
+        batches: Sequence[Sequence[VideoSample]],
+        seed: int,
+        size: tuple[int, int, int] | None,
+    ) -> None:
+        """Give every sample the latent of the stage before."""
+        self.model.to("cpu")
+        prior.model.to(prior.device)
+        for batch in batches:
+            with prior._autocast():
+                latents = prior.model.sample_latents(batch, seed, size)
+            for sample, latent in zip(batch, latents.float().cpu(), strict=True):
+                sample.latent = latent
+        prior.model.to("cpu")
+        self.model.to(self.device)
+
+    def _autocast(self) -> torch.autocast:
+        device = torch.device(self.device).type
+        return torch.autocast(device, self.dtype, self.dtype != torch.float32)
 
     def number(self, label: int | str) -> int:
         """The number of a class.
@@ -115,6 +160,8 @@ class Inferencer:
         Raises:
             UserError: No class has the name, or the checkpoint holds no names.
         """
+        if self.prior is not None:
+            return self.prior.number(label)
         text = str(label)
         if text in self.classes:
             return self.classes.index(text)
@@ -128,6 +175,8 @@ class Inferencer:
 
     def count(self, labels: Sequence[int | str] | None, num_samples: int | None) -> int:
         """How many videos a call with these labels, or prompts, makes."""
+        if self.prior is not None:
+            return self.prior.count(labels, num_samples)
         classes = getattr(self.model.conditioner, "num_classes", 0)
         return num_samples or len(labels or range(classes)) or 1
 
@@ -166,3 +215,8 @@ class Inferencer:
             return [VideoSample(index=i) for i in range(count)]
         told = list(labels or range(classes))
         return [VideoSample(index=i, label=told[i % len(told)]) for i in range(count)]
+
+
+def _takes_latents(conditioner: Conditioner | None) -> bool:
+    modules = conditioner.modules() if conditioner is not None else ()
+    return any(isinstance(module, LatentConditioner) for module in modules)

@@ -23,7 +23,7 @@ from mmsora.registry import CONDITIONERS, DENOISERS, MODELS, SCHEDULERS, VAES
 from mmsora.structures.video_sample import VideoSample
 from mmsora.utils.checkpoint import load_denoiser
 from mmsora.utils.draws import Draws
-from mmsora.utils.process_groups import data_info
+from mmsora.utils.process_groups import data_info, sequence_group
 from mmsora.utils.user_error import UserError
 
 __all__ = ["Denoiser", "LatentDiffusion", "TrainedBatch"]
@@ -89,6 +89,7 @@ class LatentDiffusion(BaseModel):
     ) -> None:
         super().__init__(data_preprocessor or {"type": "mmsora.VideoPreprocessor"})
         self.denoiser = DENOISERS.build(denoiser)
+        self._check_sequence()
         self._vae_config = deepcopy(vae)
         self.vae = self._build_vae()
         self._latents_of: dict | None = None  # what made the latents that training gets
@@ -132,6 +133,16 @@ class LatentDiffusion(BaseModel):
             raise ValueError(f"freeze={pattern!r} matches no parameter; there are {some}, ...")
         for _, parameter in frozen:
             parameter.requires_grad_(False)
+
+    def _check_sequence(self) -> None:
+        # Of the class: a network within another one cannot speak for it.
+        if sequence_group() is not None and not getattr(
+            type(self.denoiser), "shares_tokens", False
+        ):
+            raise ValueError(
+                f"parallel.sequence: {type(self.denoiser).__name__} cannot share the tokens of a "
+                "sample between processes; take DiT or Latte, or sequence=1"
+            )
 
     def _check_classes(self) -> None:
         told = getattr(self.conditioner, "num_classes", 0)
@@ -317,6 +328,34 @@ class LatentDiffusion(BaseModel):
             "loss_diffusion": loss,
             "loss_alignment": self.alignment(tokens[-1], inputs, grid),
         }
+
+    @torch.no_grad()
+    def losses_at(
+        self, inputs: Tensor, sample: VideoSample, places: Tensor, seed: int, at_once: int
+    ) -> Tensor:
+        """The diffusion loss of one clip at places of the path, with no condition dropped.
+
+        Args:
+            inputs: The clip, (1, ...), as ``loss`` takes a batch.
+            sample: Its annotation.
+            places: Fractions of the way from data to noise, float64 of shape (N,).
+            seed: Of the noise, which depends on nothing else but the sample's index and the place.
+            at_once: So many places pass the network in a batch.
+
+        Returns:
+            The losses, (N,).
+        """
+        x0 = self._latents(inputs, Draws(seed, [sample.index])).float()
+        self._show(inputs, [sample])
+        cond, network = self._condition([sample]), self._network([sample])
+        numbers = sample.index * len(places) + torch.arange(len(places))
+        losses = []
+        for some, own in zip(places.split(at_once), numbers.split(at_once), strict=True):
+            x = x0.expand(len(some), *x0.shape[1:])
+            told = {key: value.expand(len(some), *value.shape[1:]) for key, value in cond.items()}
+            draws = Draws(seed, own.tolist())
+            losses.append(self.diffusion.losses_at(network, x, told, draws, some))
+        return torch.cat(losses)
 
     def _latents(self, inputs: Tensor, draws: Draws | None = None) -> Tensor:
         if inputs.ndim == 6:

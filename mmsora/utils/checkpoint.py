@@ -1,9 +1,9 @@
-"""Checkpoint files: plain types, whole or not there, read without running code."""
+"""Checkpoints, ours and public ones: whole or not there, read without running code."""
 
 import argparse
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmsora.utils.atomic import atomic_path
+from mmsora.utils.checkpoint_folder import CheckpointFolder, is_folder, is_whole
+from mmsora.utils.shards import part_of
 from mmsora.utils.user_error import UserError
 
 __all__ = [
+    "WEIGHTS",
     "LoadReport",
+    "check_sizes",
     "latest_checkpoint",
     "load_checkpoint",
     "load_denoiser",
@@ -24,6 +28,8 @@ __all__ = [
     "plain",
     "save_checkpoint",
 ]
+
+WEIGHTS = ("state_dict", "ema")  # parts of a checkpoint that inference needs
 
 
 def plain(value: Any) -> Any:
@@ -51,7 +57,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def save_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Write a checkpoint; a kill at any moment leaves the old file or the new one, whole.
+    """Write a single file; a kill at any moment leaves the old file or the new one, whole.
 
     Args:
         checkpoint: Plain types and tensors.
@@ -61,28 +67,38 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
         torch.save(dict(checkpoint), temporary)
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, parts: Collection[str] | None = None) -> dict[str, Any]:
     """Read a checkpoint to the CPU. No code in it is run.
 
     Args:
-        path: The file.
+        path: Ours is a folder ``iter_N``; public ones are files, and so are weights of ours
+            that are written alone.
+        parts: Of a folder, read only tensors of these parts, such as ``ema``; None reads all.
 
     Returns:
         Its content.
 
     Raises:
-        UserError: There is no such file, or it is no checkpoint.
+        UserError: There is no such checkpoint, or it is none.
     """
     path = Path(path)
+    if is_folder(path):
+        return CheckpointFolder(path).load(parts)
     if path.is_dir():
         newest = latest_checkpoint(path)
         hint = f"; its newest checkpoint is {newest}" if newest else ""
-        raise UserError(f"checkpoint {path} is a folder{hint}")
+        raise UserError(f"{path} is no checkpoint, it is a folder{hint}")
     if not path.is_file():
-        near = [near for near in path.parent.glob("*.pth") if near.name[0] != "."]
-        near.sort(key=lambda near: near.stat().st_mtime)
-        hint = f"; there are {', '.join(p.name for p in near[-3:])}" if near else ""
+        near = [
+            near
+            for near in path.parent.glob("*")
+            if _numbered(near) is not None or (near.suffix == ".pth" and near.name[0] != ".")
+        ]
+        near = sorted(near, key=lambda near: near.stat().st_mtime)[-3:]
+        hint = f"; there are {', '.join(p.name for p in near)}" if near else ""
         raise UserError(f"checkpoint {path} does not exist{hint}")
+    if is_folder(path.parent):
+        raise UserError(f"{path} is a part of the checkpoint {path.parent}; give the folder")
     try:
         content = _read(path)
     except Exception as error:  # any bytes may be fed to the unpickler
@@ -116,13 +132,28 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str |
     Raises:
         UserError: Keys or shapes differ: the checkpoint is of another architecture.
     """
-    own = module.state_dict()
-    faults = [f"missing {key}" for key in own if key not in weights]
-    faults += [f"unknown {key}" for key in weights if key not in own]
+    check_sizes(module, {key: value.shape for key, value in weights.items()}, source)
+    module.load_state_dict(weights, strict=False)  # what a module leaves out, as a VAE, stays
+
+
+def check_sizes(module: nn.Module, sizes: Mapping[str, torch.Size], source: str | Path) -> None:
+    """Name what of a state dict does not fit a module.
+
+    Args:
+        module: The module.
+        sizes: Of all weights in the state dict.
+        source: Where it comes from, for the message.
+
+    Raises:
+        UserError: Keys or shapes differ: the checkpoint is of another architecture.
+    """
+    own = {key: value.shape for key, value in module.state_dict().items()}
+    faults = [f"missing {key}" for key in own if key not in sizes]
+    faults += [f"unknown {key}" for key in sizes if key not in own]
     faults += [
-        f"{key} is {tuple(weights[key].shape)} there and {tuple(own[key].shape)} here"
+        f"{key} is {tuple(sizes[key])} there and {tuple(own[key])} here"
         for key in own
-        if key in weights and weights[key].shape != own[key].shape
+        if key in sizes and sizes[key] != own[key]
     ]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
@@ -130,7 +161,6 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str |
             f"{source} is of another architecture than the config's "
             f"{type(module).__name__}: {'; '.join(faults[:3])}{more}"
         )
-    module.load_state_dict(weights, strict=False)  # what a module leaves out, as a VAE, stays
 
 
 class LoadReport(NamedTuple):
@@ -175,11 +205,15 @@ def load_denoiser(
     """
     name = name or ("the state dict" if isinstance(source, Mapping) else str(source))
     content = source if isinstance(source, Mapping) else load_checkpoint(source)
-    keys = getattr(denoiser, "public_keys", ())
     found = _numbered_on(_weights_in(content))
-    weights = {_our_name(k, keys): v for k, v in found.items()}
-    if not weights:
+    if not found:
         raise UserError(f"{name} holds no weights of a denoiser")
+    if hasattr(denoiser, "temporal") and hasattr(denoiser, "image"):
+        return _load_video(denoiser, found, name)
+    if hasattr(denoiser, "from_public"):
+        found = cast(Any, denoiser).from_public(found)
+    keys = getattr(denoiser, "public_keys", ())
+    weights = {_our_name(k, keys): v for k, v in found.items()}
     own = denoiser.state_dict()
     fitted, report, faults = _matched(denoiser, weights, own)
     if faults:
@@ -187,12 +221,28 @@ def load_denoiser(
             f"{name} is of another architecture than the config's {type(denoiser).__name__}: "
             f"{'; '.join(faults)}"
         )
-    denoiser.load_state_dict(fitted, strict=False)
+    parts = {key: part_of(value, own[key]) for key, value in fitted.items()}
+    denoiser.load_state_dict(parts, strict=False)
     if "embed_label.weight" in fitted:
         rows = len(weights["embed_label.weight"])
         cast(Any, denoiser).knows_null = rows == len(own["embed_label.weight"])
     if projector is not None:
         _load_projector(projector, content, report)
+    return report
+
+
+def _load_video(denoiser: nn.Module, found: Mapping[str, Tensor], name: str) -> LoadReport:
+    """Into a denoiser of images with temporal layers, of which a file of images has none."""
+    parts: dict[str, dict[str, Tensor]] = {"image": {}, "temporal": {}}
+    for key, value in found.items():
+        part = "temporal" if key.startswith("temporal.") else "image"
+        parts[part][key.removeprefix(f"{part}.")] = value
+    image, temporal = (cast(nn.Module, getattr(denoiser, part)) for part in parts)
+    report = load_denoiser(image, parts["image"], name)
+    if parts["temporal"]:
+        load_weights(temporal, parts["temporal"], name)
+    else:
+        report.kept.extend(f"temporal.{key}" for key in temporal.state_dict())
     return report
 
 
@@ -205,7 +255,7 @@ def _load_projector(projector: nn.Module, content: Mapping[str, Any], report: Lo
                 found.setdefault(match[1], value)
     own = projector.state_dict()
     if {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in own.items()}:
-        projector.load_state_dict(found)
+        projector.load_state_dict({k: part_of(v, own[k]) for k, v in found.items()})
         report.unused[:] = [key for key in report.unused if not key.startswith("projectors.0.")]
     else:
         report.kept.append("alignment.projector")
@@ -308,7 +358,7 @@ def _resized_grid(table: Tensor, grid: tuple[int, int], is_square: bool) -> Tens
 
 
 def latest_checkpoint(work_dir: str | Path) -> Path | None:
-    """The newest checkpoint of a run. Files are whole or not there, so the last one will do.
+    """The newest whole checkpoint of a run.
 
     Args:
         work_dir: The run's directory.
@@ -316,9 +366,12 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
     Returns:
         Its path, or None when there is none.
     """
-    numbered = [
-        (int(match[1]), path)
-        for path in Path(work_dir).glob("iter_*.pth")
-        if (match := re.fullmatch(r"iter_(\d+)\.pth", path.name))
-    ]
-    return max(numbered)[1] if numbered else None
+    numbered = ((_numbered(path), path) for path in Path(work_dir).glob("iter_*"))
+    found = sorted((number, path) for number, path in numbered if number is not None)
+    return next((path for _, path in reversed(found) if is_whole(path)), None)
+
+
+def _numbered(path: Path) -> int | None:
+    """The iteration in a checkpoint's name, or None where it is another name."""
+    match = re.fullmatch(r"iter_(\d+)", path.name)
+    return int(match[1]) if match else None

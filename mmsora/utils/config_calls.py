@@ -103,6 +103,7 @@ PLACES = {
     "optimizer": Place("OPTIMIZERS", given=("params",)),
     "paramwise_cfg": Place(nested=True),
     "clip_grad": Place(extra=("type",), given=("parameters",)),
+    "guard": Place(default="mmsora.engine.guard.UpdateGuard"),
     "param_scheduler": Place(
         "PARAM_SCHEDULERS", extra=("convert_to_iter_based",), given=("optimizer",), nested=True
     ),
@@ -128,6 +129,7 @@ PLACES = {
     "custom_imports": Place(extra=("imports", "allow_failed_imports")),
     "compile": Place(default="torch.compile", given=("model",)),
     "parallel": Place(default="mmsora.engine.parallel.Parallel"),
+    "activation_checkpointing": Place(default="mmsora.engine.ActivationCheckpointing"),
 }
 # Top-level keys that MMEngine or our Runner reads off the config, beside its Runner's arguments.
 RUNNER_KEYS = (
@@ -140,6 +142,7 @@ RUNNER_KEYS = (
     "gpu_ids",
     "model_wrapper_cfg",
     "parallel",
+    "prior",
     "runner_type",
     "sync_bn",
 )

@@ -183,6 +183,10 @@ def user_errors() -> Iterator[None]:
     """
     try:
         yield
+    except ImportError as error:  # MMEngine's, of a tracker that is not installed
+        if "pip install" not in str(error):
+            raise
+        raise UserError(" ".join(str(error).split())) from error
     except (AssertionError, FileNotFoundError, KeyError, TypeError, ValueError) as error:
         built = _being_built(error)
         if os.environ.get("MMSORA_TRACEBACK") == "1" or not (built or _raised_by_us(error)):

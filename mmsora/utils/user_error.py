@@ -1,8 +1,11 @@
 """Mistakes of the user, as opposed to mistakes of ours."""
 
+import errno
 import os
 import re
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,7 +18,8 @@ class UserError(Exception):
 def user_errors_as_one_line() -> Iterator[None]:
     """Ends the process with code 2 and one line on stderr when a ``UserError`` escapes.
 
-    With ``MMSORA_TRACEBACK=1`` in the environment the traceback comes instead.
+    So it does when the disk is full and, with code 130, at Ctrl-C. With ``MMSORA_TRACEBACK=1`` in
+    the environment the traceback comes instead of the first two.
     """
     try:
         yield
@@ -24,6 +28,16 @@ def user_errors_as_one_line() -> Iterator[None]:
             raise
         # An error of a loader's worker comes with that process's traceback before it.
         line = re.sub(r"^mmsora\.[\w.]+: ", "", str(error).strip().splitlines()[-1])
-        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-            print(f"error: {line}", file=sys.stderr)
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(2)  # the first process speaks for all, and its end is that of the others
+        print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not is_full or os.environ.get("MMSORA_TRACEBACK") == "1":
+            raise
+        print(f"error: {error.strerror}; make room on the disk", file=sys.stderr)
         raise SystemExit(2) from None

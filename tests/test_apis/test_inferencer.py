@@ -16,7 +16,7 @@ from mmsora.utils.user_error import UserError
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_run):
-    return tiny_run / "iter_6.pth"
+    return tiny_run / "iter_6"
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_an_unconditional_model_takes_no_labels(tiny_config):
         }
     )
     RUNNERS.build(cfg).train()
-    inferencer = Inferencer(f"{cfg.work_dir}/iter_1.pth")
+    inferencer = Inferencer(f"{cfg.work_dir}/iter_1")
     assert inferencer(num_samples=3).shape == (3, 1, 2, 8, 8)
     assert inferencer().shape == (1, 1, 2, 8, 8)
     with pytest.raises(UserError, match="unconditional: it takes no labels"):

@@ -18,7 +18,7 @@ ELSEWHERE = {
     "pip install -c requirements/constraints.txt -e .": "tools/setup_env.sh installs so",
     "bash tools/quickstart.sh --setup-only": "the quickstart below does the same first",
     "PYTHONPATH=. mmsora train tiny_conv_moving_digits.py": "test_add_a_denoiser.py runs it",
-    "PYTHONPATH=. mmsora infer --checkpoint work_dirs/tiny_conv_moving_digits/iter_4000.pth "
+    "PYTHONPATH=. mmsora infer --checkpoint work_dirs/tiny_conv_moving_digits/iter_4000 "
     "--labels 3 7": "test_add_a_denoiser.py runs it",
     "python tools/infer.py configs/latte_ucf.py --checkpoint ucf101.pt --labels 3": "needs the "
     "public weights; test_load_denoiser.py samples a small file of their format",
@@ -26,6 +26,7 @@ ELSEWHERE = {
     "test_benchmark_methods.py runs it small",
     "python tools/benchmark.py samplers --plot samplers.png --out samplers.json": "a minute; "
     "test_benchmark_samplers.py runs it small",
+    "python tools/report.py work_dirs/latte_moving_digits": "test_report.py runs it",
     "bash tools/run_tests.sh": "it runs this test",
     "bash tools/run_tests.sh --slow": "it runs the slow tests",
 }
@@ -57,7 +58,7 @@ def cut(words, work_dir, checkpoint):
         at = words.index("--cfg-options") + 1
         return [*words[:at], *SMALL, *words[at:], "--work-dir", str(work_dir / "run")]
     if name in ("tools/infer.py", "mmsora infer"):
-        words = [str(checkpoint) if word.endswith(".pth") else word for word in words]
+        words = [str(checkpoint) if "/iter_" in word else word for word in words]
         return [*words, "--steps", "2", "--out", str(work_dir / "samples")]
     if name == "tools/quickstart.sh":
         few = ["--max-iters", "2", "--num-clips", "10", "--cfg-options", *SMALL[1:]]
@@ -76,7 +77,7 @@ def test_what_is_not_run_is_still_written_somewhere():
 
 @pytest.mark.parametrize("command", [c for c in ALL if c not in ELSEWHERE])
 def test_command(command, tmp_path, tiny_run):
-    words = cut(command.split(), tmp_path, tiny_run / "iter_6.pth")
+    words = cut(command.split(), tmp_path, tiny_run / "iter_6")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         words, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True

@@ -220,7 +220,7 @@ def test_broken_files_do_not_stop_a_run(clips, vae, tmp_path, tool):
         (root / f"{number:02d}.mp4").write_bytes(content if number in broken else whole)
     dataset = {"type": "ClassFolderVideos", "data_root": str(root.parent)}
     train(tool, vae, tmp_path / "run", dataset, iters=15, batch=10)  # three epochs
-    assert (tmp_path / "run/iter_15.pth").is_file()
+    assert (tmp_path / "run/iter_15").is_file()
     (log,) = (tmp_path / "run").rglob("*.log")
     named = re.findall(r"skipped \S+/class/(\d+)\.mp4: .*\((\d) of 50 skipped", log.read_text())
     assert {int(number) for number, _ in named} == broken

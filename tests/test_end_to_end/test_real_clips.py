@@ -97,11 +97,11 @@ def test_it_trains_resumes_and_is_sampled(ucf, vae, tmp_path, tool):
         words = [f"{key}={value}" for key, value in changes.items()]
         words = ["latte_ucf", "--work-dir", tmp_path / "run", *resume, "--cfg-options", *words]
         tool("train").main([str(word) for word in words])
-    weights = torch.load(tmp_path / "run/iter_20.pth", weights_only=True)["state_dict"]
+    weights = torch.load(tmp_path / "run/iter_20", weights_only=True)["state_dict"]
     assert not any(key.startswith("vae.") for key in weights)
 
     out = tmp_path / "out"
-    words = ["--checkpoint", tmp_path / "run/iter_20.pth", "--labels", "3", "Class1", "--out", out]
+    words = ["--checkpoint", tmp_path / "run/iter_20", "--labels", "3", "Class1", "--out", out]
     words += ["--num-frames", 6, "--size", "48x64", "--fps", 5, "--dtype", "bf16"]
     tool("infer").main([str(word) for word in words])
     films = sorted(out.glob("*.mp4"))
@@ -184,7 +184,7 @@ def test_four_clips_are_learned_by_heart(ucf, tmp_path):
 
     start = fixed_loss(build_model(cfg))
     RUNNERS.build(cfg).train()
-    model = build_model(cfg, tmp_path / "run/iter_1500.pth")
+    model = build_model(cfg, tmp_path / "run/iter_1500")
     end = fixed_loss(model)
     made = model.predict(samples, seed=1)
     both = torch.stack([clips, made], dim=1).flatten(0, 1)

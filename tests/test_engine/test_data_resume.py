@@ -58,12 +58,21 @@ def train(make, work_dir, kind, iters, load_from=None, workers=0):
     return runner, list(MADE)
 
 
+def test_another_sampler_begins_anew(tiny_config, tmp_path):
+    work_dir = tmp_path / "run"
+    train(tiny_config, work_dir, "epochs", 4)
+    _, made = train(tiny_config, work_dir, "buckets", 6, work_dir / "iter_4")
+    assert len(made) == 4
+    log = "".join(path.read_text() for path in work_dir.glob("*/*.log"))
+    assert "the sampler is another one: the data begin anew" in log
+
+
 @pytest.mark.parametrize(("kind", "workers"), [("epochs", 0), ("buckets", 0)])
 def test_it_loads_what_comes_and_nothing_else(tiny_config, tmp_path, kind, workers):
     work_dir = tmp_path / "run"
     straight, made = train(tiny_config, work_dir, kind, 12, None, workers)
-    _, second = train(tiny_config, work_dir, kind, 8, work_dir / "iter_4.pth", workers)
-    resumed, third = train(tiny_config, work_dir, kind, 12, work_dir / "iter_8.pth", workers)
+    _, second = train(tiny_config, work_dir, kind, 8, work_dir / "iter_4", workers)
+    resumed, third = train(tiny_config, work_dir, kind, 12, work_dir / "iter_8", workers)
     if not workers:
         assert len(made) == 24
         assert (second, third) == (made[8:16], made[16:])

@@ -75,7 +75,7 @@ def test_it_is_the_recurrence_over_optimizer_steps(tiny_config, accumulate, iter
     ]
     assert changed == stepped
     expected, steps = by_hand([record.weights[i] for i in (0, *stepped)], decay=0.25)
-    content = load_checkpoint(f"{cfg.work_dir}/iter_{iters}.pth")
+    content = load_checkpoint(f"{cfg.work_dir}/iter_{iters}")
     assert content["ema_steps"] == ema_hook(runner).steps == steps
     for key, value in expected.items():
         assert content["ema"][key].dtype == torch.float32
@@ -85,7 +85,7 @@ def test_it_is_the_recurrence_over_optimizer_steps(tiny_config, accumulate, iter
 
 
 def test_it_holds_every_key_of_the_denoiser_and_buffers_as_they_are(tiny_run):
-    content = load_checkpoint(tiny_run / "iter_6.pth")
+    content = load_checkpoint(tiny_run / "iter_6")
     own = {k.removeprefix("denoiser."): v for k, v in content["state_dict"].items()}
     assert content["ema"].keys() == own.keys()
     assert torch.equal(content["ema"]["pos_embed"], own["pos_embed"])
@@ -99,7 +99,7 @@ def test_frozen_weights_stay_out(tiny_config):
     names = set(ema_hook(runner)._names)
     assert "embed.proj.weight" not in names
     assert "head.weight" in names
-    content = load_checkpoint(f"{runner.work_dir}/iter_2.pth")
+    content = load_checkpoint(f"{runner.work_dir}/iter_2")
     assert torch.equal(
         content["ema"]["embed.proj.weight"], runner.model.denoiser.embed.proj.weight
     )
@@ -110,7 +110,7 @@ def test_applied_lends_the_average_and_gives_the_weights_back(tiny_config):
     runner.train()
     denoiser, hook = runner.model.denoiser, ema_hook(runner)
     before = {key: value.clone() for key, value in denoiser.state_dict().items()}
-    average = load_checkpoint(f"{runner.work_dir}/iter_6.pth")["ema"]
+    average = load_checkpoint(f"{runner.work_dir}/iter_6")["ema"]
     with hook.applied():
         inside = {key: value.clone() for key, value in denoiser.state_dict().items()}
     assert all(torch.equal(inside[key], average[key]) for key in average)
@@ -127,10 +127,10 @@ def test_applied_lends_the_average_and_gives_the_weights_back(tiny_config):
 
 
 def test_a_resumed_average_goes_on_and_a_loaded_run_starts_its_own(tiny_config, tiny_run):
-    then = load_checkpoint(tiny_run / "iter_3.pth")
+    then = load_checkpoint(tiny_run / "iter_3")
     for resume in (True, False):
         cfg = tiny_config({"train_cfg.max_iters": 4 if resume else 1})
-        cfg.resume, cfg.load_from = resume, str(tiny_run / "iter_3.pth")
+        cfg.resume, cfg.load_from = resume, str(tiny_run / "iter_3")
         runner = RUNNERS.build(cfg)
         runner.train()
         steps = 3 if resume else 0
@@ -179,7 +179,7 @@ def test_several_averages_follow_optimizer_steps(tiny_config, accumulate, iters,
     record = Record()
     trained(cfg, record)
     weights = [record.weights[i] for i in (0, *stepped)]
-    content = load_checkpoint(f"{cfg.work_dir}/iter_{iters}.pth")
+    content = load_checkpoint(f"{cfg.work_dir}/iter_{iters}")
     assert content["ema_steps"] == len(stepped)
     assert list(content["ema_profiles"]) == NAMES
     gammas = PowerEMA(0.05).gamma, 2.5
@@ -199,7 +199,7 @@ def test_several_averages_follow_optimizer_steps(tiny_config, accumulate, iters,
 
 
 def test_one_average_is_saved_as_before(tiny_run):
-    content = load_checkpoint(tiny_run / "iter_6.pth")
+    content = load_checkpoint(tiny_run / "iter_6")
     assert {key for key in content if key.startswith("ema")} == {"ema", "ema_steps"}
     assert not (tiny_run / "ema_snapshots").exists()
 
@@ -207,7 +207,7 @@ def test_one_average_is_saved_as_before(tiny_run):
 def test_all_averages_and_snapshots_are_resumed_bit_for_bit(tiny_config):
     cfg = tiny_config(SEVERAL)
     trained(cfg)
-    straight = load_checkpoint(f"{cfg.work_dir}/iter_6.pth")
+    straight = load_checkpoint(f"{cfg.work_dir}/iter_6")
     folder = Path(cfg.work_dir) / "ema_snapshots"
     names = [f"step_0000000{step}.safetensors" for step in range(1, 7)]
     assert sorted(path.name for path in folder.iterdir()) == names
@@ -217,9 +217,9 @@ def test_all_averages_and_snapshots_are_resumed_bit_for_bit(tiny_config):
     half.write_bytes(b"a kill left this")
 
     cfg = tiny_config(SEVERAL)
-    cfg.resume, cfg.load_from = True, f"{cfg.work_dir}/iter_3.pth"
+    cfg.resume, cfg.load_from = True, f"{cfg.work_dir}/iter_3"
     trained(cfg)
-    resumed = load_checkpoint(f"{cfg.work_dir}/iter_6.pth")
+    resumed = load_checkpoint(f"{cfg.work_dir}/iter_6")
     assert same(resumed["ema"], straight["ema"])
     assert list(resumed["ema_profiles"]) == NAMES
     for name in NAMES:
@@ -245,23 +245,23 @@ def test_a_new_run_in_the_same_place_makes_a_series_of_its_own(tiny_config):
 
 def test_an_average_cannot_begin_in_the_middle_but_may_end_there(tiny_config, tiny_run):
     cfg = tiny_config(SEVERAL)
-    cfg.resume, cfg.load_from = True, str(tiny_run / "iter_3.pth")
+    cfg.resume, cfg.load_from = True, str(tiny_run / "iter_3")
     with pytest.raises(UserError, match=r"no average with sigma_rel=0.05.* load_from"):
         trained(cfg)
     source = trained(tiny_config(SEVERAL | {"train_cfg.max_iters": 3}))
     cfg = tiny_config(work_dir=Path(source.work_dir) / "on")
-    cfg.resume, cfg.load_from = True, f"{source.work_dir}/iter_3.pth"
+    cfg.resume, cfg.load_from = True, f"{source.work_dir}/iter_3"
     trained(cfg)
-    content = load_checkpoint(f"{cfg.work_dir}/iter_6.pth")
+    content = load_checkpoint(f"{cfg.work_dir}/iter_6")
     assert content["ema_steps"] == 6
     assert "ema_profiles" not in content
 
 
 def test_a_run_that_only_loads_starts_all_averages_anew(tiny_config, tiny_run):
     cfg = tiny_config(SEVERAL | {"train_cfg.max_iters": 1})
-    cfg.load_from = str(tiny_run / "iter_3.pth")
+    cfg.load_from = str(tiny_run / "iter_3")
     runner = trained(cfg)
-    found = load_checkpoint(f"{runner.work_dir}/iter_1.pth")["ema_profiles"]["sigma_rel=0.05"]
+    found = load_checkpoint(f"{runner.work_dir}/iter_1")["ema_profiles"]["sigma_rel=0.05"]
     now = dict(runner.model.denoiser.named_parameters())
     assert all(torch.equal(found[key], now[key]) for key in found)  # of step 1 alone
 
@@ -292,7 +292,7 @@ def test_a_snapshot_holds_the_averages_and_what_else_the_denoiser_has(tiny_confi
     assert last.cfg["model"]["denoiser"]["width"] == 16
     content, checkpoint = (
         load_checkpoint(last.path),
-        load_checkpoint(f"{runner.work_dir}/iter_2.pth"),
+        load_checkpoint(f"{runner.work_dir}/iter_2"),
     )
     for i, name in enumerate(NAMES):
         found = {k.removeprefix(f"{i}."): v for k, v in content.items() if k.startswith(f"{i}.")}
@@ -327,7 +327,7 @@ def test_of_several_processes_one_writes(tiny_config, monkeypatch):
 
 def test_weights_in_half_precision_are_averaged_in_float32():
     model = nn.Linear(3, 5).bfloat16()
-    wrapper = SimpleNamespace(_accumulative_counts=1)
+    wrapper = SimpleNamespace(stepped=True)
     runner = SimpleNamespace(
         model=SimpleNamespace(denoiser=model), optim_wrapper=wrapper, iter=0, max_iters=99
     )

@@ -45,6 +45,36 @@ def test_an_unknown_precision_is_refused():
         gradient_step(precision="fp8")
 
 
+@pytest.mark.parametrize(
+    ("clip_grad", "message"),
+    [
+        ({"type": "size", "max_norm": 1}, "clip_grad.type must be norm or value, got 'size'"),
+        ({"max_norm": 1, "foreach": True}, "of type norm takes max_norm and norm_type; got"),
+        ({"norm_type": 1}, "of type norm takes max_norm and norm_type; got norm_type"),
+        ({"type": "value", "max_norm": 1}, "of type value takes clip_value; got max_norm"),
+    ],
+)
+def test_clipping_that_would_do_nothing_is_refused(clip_grad, message):
+    with pytest.raises(ValueError, match=message):
+        gradient_step(clip_grad=clip_grad)
+
+
+@pytest.mark.parametrize("precision", ["off", "fp16"])
+def test_gradients_are_clipped_to_a_value_and_the_norm_is_logged(precision):
+    clip_grad = {"type": "value", "clip_value": 3.5}
+    optim_wrapper, clipped = gradient_step(-1.0, clip_grad=clip_grad, precision=precision)
+    torch.testing.assert_close(clipped, LR * torch.tensor([3.0, 3.5]))
+    assert optim_wrapper.message_hub.get_scalar("train/grad_norm").current() == pytest.approx(5)
+
+
+@pytest.mark.parametrize(("norm_type", "norm"), [(1, 7), (float("inf"), 4)])
+def test_the_norm_may_be_another(norm_type, norm):
+    optim_wrapper, clipped = gradient_step(clip_grad={"max_norm": 1, "norm_type": norm_type})
+    torch.testing.assert_close(clipped, -LR * torch.tensor([3.0, 4.0]) / norm)
+    logged = optim_wrapper.message_hub.get_scalar("train/grad_norm").current()
+    assert logged == pytest.approx(norm)
+
+
 @pytest.mark.parametrize("precision", ["off", "fp16"])
 def test_gradients_are_clipped_to_the_norm_and_never_enlarged(precision):
     _, clipped = gradient_step(clip_grad={"max_norm": 1.0}, precision=precision)
@@ -112,12 +142,12 @@ def test_every_precision_trains_resumes_and_samples(tiny_config, scalars, precis
     runner.train()
     expected = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     assert dtypes == {expected[precision]}  # in training and in the SampleHook's samples
-    state = load_checkpoint(f"{cfg.work_dir}/iter_3.pth")
-    assert ("loss_scaler" in state["optimizer"]) == (precision == "fp16")
+    state = load_checkpoint(f"{cfg.work_dir}/iter_3")
+    assert bool(state["optim_wrapper"]["scaler"]) == (precision == "fp16")
     assert all(value.dtype == torch.float32 for value in state["state_dict"].values())
     losses = [line["loss"] for line in scalars(cfg.work_dir)]
     again = tiny_config({"optim_wrapper.precision": precision}, work_dir=f"{cfg.work_dir}_again")
-    again.resume, again.load_from = True, f"{cfg.work_dir}/iter_3.pth"
+    again.resume, again.load_from = True, f"{cfg.work_dir}/iter_3"
     RUNNERS.build(again).train()
     assert [line["loss"] for line in scalars(again.work_dir)] == losses[3:]
 

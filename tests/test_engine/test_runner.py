@@ -40,7 +40,7 @@ def log_of(work_dir):
 
 
 def steps_of(work_dir):
-    return sorted(int(path.stem.split("_")[1]) for path in Path(work_dir).glob("iter_*.pth"))
+    return sorted(int(path.name.split("_")[1]) for path in Path(work_dir).glob("iter_*"))
 
 
 def equal(one, other):
@@ -85,8 +85,8 @@ def test_the_learning_rate_warms_up_and_decays(tiny_run, scalars):
 
 
 def test_a_checkpoint_runs_no_code_and_builds_the_same_model(tiny_run):
-    path = tiny_run / "iter_6.pth"
-    content = torch.load(path, weights_only=True)
+    path = tiny_run / "iter_6"
+    content = load_checkpoint(path)
     assert content["meta"]["iter"] == 6
     assert content["meta"]["dataset_meta"]["classes"] == tuple("0123456789")
     cfg = config_of(content, path)
@@ -105,10 +105,10 @@ def test_mmengine_runs_the_same_config(tiny_config, tiny_run, scalars):
     runner = Runner.from_cfg(cfg)
     assert type(runner) is Runner
     runner.train()
-    ours = load_checkpoint(tiny_run / "iter_3.pth")
+    ours = load_checkpoint(tiny_run / "iter_3")
     assert equal(dict(runner.model.state_dict()), ours["state_dict"])
     assert len(scalars(runner.work_dir)) == 3
-    assert Path(runner.work_dir, "iter_3.pth").is_file()
+    assert Path(runner.work_dir, "iter_3").is_file()
     assert Path(runner.work_dir, "samples/iter_000003.mp4").is_file()
 
 
@@ -117,10 +117,10 @@ def test_mmengine_runs_the_same_config(tiny_config, tiny_run, scalars):
 
 def test_resumed_training_goes_on_as_if_nothing_had_happened(tiny_config, tiny_run, scalars):
     cfg = tiny_config({"default_hooks.checkpoint.interval": 3})
-    cfg.resume, cfg.load_from = True, str(tiny_run / "iter_3.pth")
+    cfg.resume, cfg.load_from = True, str(tiny_run / "iter_3")
     runner = train(cfg)
     work_dirs = tiny_run, Path(cfg.work_dir)
-    straight, resumed = (load_checkpoint(folder / "iter_6.pth") for folder in work_dirs)
+    straight, resumed = (load_checkpoint(folder / "iter_6") for folder in work_dirs)
     for part in ("state_dict", "ema", "ema_steps", "optimizer", "param_schedulers"):
         assert equal(resumed[part], straight[part]), part
     kept = [line["loss"] for line in scalars(runner.work_dir)]
@@ -132,7 +132,7 @@ def test_resumed_training_goes_on_as_if_nothing_had_happened(tiny_config, tiny_r
 
 def test_a_resume_tells_what_changed_in_the_config(tiny_config, tiny_run):
     cfg = tiny_config({"optim_wrapper.optimizer.lr": 2e-2, "train_cfg.max_iters": 4})
-    cfg.resume, cfg.load_from = True, str(tiny_run / "iter_3.pth")
+    cfg.resume, cfg.load_from = True, str(tiny_run / "iter_3")
     train(cfg)
     log = log_of(cfg.work_dir)
     assert "WARNING - the config changed since" in log
@@ -142,7 +142,7 @@ def test_a_resume_tells_what_changed_in_the_config(tiny_config, tiny_run):
 
 
 def test_weights_alone_cannot_be_resumed(tiny_config, tiny_run, tmp_path):
-    weights = {"state_dict": load_checkpoint(tiny_run / "iter_3.pth")["state_dict"]}
+    weights = {"state_dict": load_checkpoint(tiny_run / "iter_3")["state_dict"]}
     torch.save(weights, tmp_path / "weights.pth")
     cfg = tiny_config()
     cfg.resume, cfg.load_from = True, str(tmp_path / "weights.pth")
@@ -166,7 +166,7 @@ def test_weights_alone_cannot_be_resumed(tiny_config, tiny_run, tmp_path):
 )
 def test_resuming_another_architecture_is_refused_by_name(tiny_config, tiny_run, change, message):
     cfg = tiny_config(change)
-    cfg.resume, cfg.load_from = True, str(tiny_run / "iter_3.pth")
+    cfg.resume, cfg.load_from = True, str(tiny_run / "iter_3")
     with pytest.raises(UserError, match=f"another architecture than .*: {message}"):
         train(cfg)
 
@@ -182,19 +182,19 @@ def test_starting_from_another_architecture_is_refused_by_name(
     tiny_config, tiny_run, change, message
 ):
     cfg = tiny_config(change)
-    cfg.load_from = str(tiny_run / "iter_3.pth")
-    with pytest.raises(UserError, match=f"iter_3.pth is of another architecture.*: .*{message}"):
+    cfg.load_from = str(tiny_run / "iter_3")
+    with pytest.raises(UserError, match=f"iter_3 is of another architecture.*: .*{message}"):
         train(cfg)
 
 
 def test_loading_takes_the_weights_and_starts_anew(tiny_config, tiny_run, scalars):
     cfg = tiny_config({"train_cfg.max_iters": 1})
-    cfg.load_from = str(tiny_run / "iter_3.pth")
+    cfg.load_from = str(tiny_run / "iter_3")
     train(cfg)
     assert scalars(cfg.work_dir)[0]["lr"] == pytest.approx(1e-4)
-    content = load_checkpoint(Path(cfg.work_dir) / "iter_1.pth")
+    content = load_checkpoint(Path(cfg.work_dir) / "iter_1")
     assert content["ema_steps"] == 1
-    then = load_checkpoint(tiny_run / "iter_3.pth")["ema"]  # the better start
+    then = load_checkpoint(tiny_run / "iter_3")["ema"]  # the better start
     moved = (content["state_dict"]["denoiser.head.weight"] - then["head.weight"]).abs()
     assert 0 < moved.max() < 2e-4  # one step of Adam at 1e-4
 
@@ -223,7 +223,7 @@ def test_old_checkpoints_go_when_the_new_one_is_there(tiny_config, monkeypatch):
     replace = os.replace
 
     def noted(source, target):
-        if str(target).endswith(".pth"):
+        if "iter_" in str(target):
             before.append(steps_of(runner.work_dir))
         replace(source, target)
 
@@ -243,24 +243,20 @@ def test_a_resumed_run_goes_on_removing(tiny_config):
 
 
 KILLED = """
-import io, os, signal, sys
-import torch
+import os, signal, sys
 from mmengine.config import Config
 from mmsora.registry import RUNNERS
+from mmsora.utils import checkpoint_folder
 
-save, calls = torch.save, []
+flush, calls = checkpoint_folder._sync, []
 
-def killed_inside(content, path):
-    calls.append(path)
-    if len(calls) == 1:
-        return save(content, path)
-    whole = io.BytesIO()
-    save(content, whole)
-    with open(path, "wb") as file:
-        file.write(whole.getvalue()[: whole.tell() // 2])
-    os.kill(os.getpid(), signal.SIGKILL)
+def killed_inside(folder):
+    calls.append(folder)
+    if len(calls) == 3:  # the second checkpoint's, before it gets its name
+        os.kill(os.getpid(), signal.SIGKILL)
+    flush(folder)
 
-torch.save = killed_inside
+checkpoint_folder._sync = killed_inside
 RUNNERS.build(Config.fromfile(sys.argv[1])).train()
 """
 
@@ -277,10 +273,9 @@ def test_kill_9_inside_a_write_leaves_the_last_checkpoint(tiny_config, tmp_path)
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     work_dir = Path(cfg.work_dir)
-    rest = [path for path in work_dir.iterdir() if path.suffix == ".pth" and path.stem[0] == "."]
-    assert len(rest) == 1  # the half that was written, under its own name
-    assert latest_checkpoint(work_dir) == work_dir / "iter_2.pth"
-    assert (work_dir / "last_checkpoint").read_text() == str(work_dir / "iter_2.pth")
+    assert (work_dir / ".iter_4.tmp").is_dir()  # what was written, under its own name
+    assert latest_checkpoint(work_dir) == work_dir / "iter_2"
+    assert (work_dir / "last_checkpoint").read_text() == str(work_dir / "iter_2")
 
     cfg.resume, cfg.load_from = True, str(latest_checkpoint(work_dir))
     train(cfg)
@@ -332,8 +327,10 @@ def test_a_signal_at_a_checkpoint_does_not_save_twice(tiny_config, monkeypatch):
     runner = RUNNERS.build(tiny_config({"default_hooks.checkpoint.interval": 2}))
     runner.register_hook(Terminate())
     saves = []
-    save = torch.save
-    monkeypatch.setattr(torch, "save", lambda *a: (saves.append(a[1]), save(*a)))
+    save = runner.save_checkpoint
+    monkeypatch.setattr(
+        runner, "save_checkpoint", lambda *a, **k: (saves.append(a), save(*a, **k))
+    )
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(SystemExit, match="143"):
         runner.train()
@@ -388,7 +385,7 @@ def test_two_ranks_equal_one_process_with_twice_the_batch(
         assert len(values[0]) == 5
         torch.testing.assert_close(values[1], values[0], rtol=0, atol=1e-5)
     assert logs[0][0]["loss"] > 0.5  # there is something to learn
-    one, two = (load_checkpoint(tmp_path / name / "iter_5.pth") for name in ("one", "two"))
+    one, two = (load_checkpoint(tmp_path / name / "iter_5") for name in ("one", "two"))
     torch.testing.assert_close(two["state_dict"], one["state_dict"], rtol=0, atol=1e-5)
     torch.testing.assert_close(two["ema"], one["ema"], rtol=0, atol=1e-5)
     moved = max((one["state_dict"][key] - start[key]).abs().max() for key in start)

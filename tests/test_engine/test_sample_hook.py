@@ -44,7 +44,7 @@ def test_it_writes_at_the_interval_and_at_the_end_and_training_goes_on_alike(
     assert probe_video(sheet).fps == 8
     assert modes == [True] * 6
     without, sampled = (
-        load_checkpoint(folder / "iter_6.pth") for folder in (tiny_run, tmp_path / "run")
+        load_checkpoint(folder / "iter_6") for folder in (tiny_run, tmp_path / "run")
     )
     for part in ("state_dict", "ema"):
         for key, value in without[part].items():

@@ -6,9 +6,15 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+)
 
-from mmsora.models import CachedText, CLIPText, TextConditioner, save_texts
+from mmsora.models import CachedText, CLIPText, CLIPTextPooled, TextConditioner, save_texts
 from mmsora.registry import CONDITIONERS, MODELS
 from mmsora.structures.video_sample import VideoSample
 from mmsora.utils.draws import Draws
@@ -162,8 +168,87 @@ def test_a_tokenizer_that_is_not_that_of_the_weights_is_refused(clip_folder, tmp
 
 def test_without_transformers_it_says_so(clip_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match="CLIPText needs transformers: pip install transformers"):
+    with pytest.raises(
+        UserError, match="CLIPTextModel needs transformers: pip install transformers"
+    ):
         CLIPText(str(clip_folder), **SIZE).init_weights()
+
+
+# With the embedding of the whole text behind the states
+
+
+@pytest.fixture(scope="module")
+def pooled_folder(tmp_path_factory):
+    """As the other, with a projection."""
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("pooled")
+    model = CLIPTextModelWithProjection(config(projection_dim=WIDTH))
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    model.save_pretrained(path)
+    save_tokenizer(path)
+    return path
+
+
+POOLED = dict(length=LENGTH + 1, width=WIDTH)
+
+
+@torch.no_grad()
+def test_pooled_states_are_those_before_the_last_norm_and_the_projected_end(pooled_folder):
+    made = CLIPTextPooled(str(pooled_folder), **POOLED)
+    made.init_weights()
+    states, mask = made(CAPTIONS)
+    assert (states.shape, states.dtype) == ((4, LENGTH + 1, WIDTH), torch.float32)
+    theirs = CLIPTextModelWithProjection.from_pretrained(pooled_folder).eval()
+    norm = theirs.text_model.final_layer_norm
+    for i, text in enumerate(CAPTIONS):
+        own = tokens(text)
+        padding = LENGTH - len(own)
+        told = dict(
+            input_ids=torch.tensor([own + [1] * padding]),
+            attention_mask=torch.tensor([[1] * len(own) + [0] * padding]),
+        )
+        out = theirs(**told)
+        torch.testing.assert_close(norm(states[i, :-1]), out.last_hidden_state[0])
+        assert not torch.allclose(states[i, :-1], out.last_hidden_state[0], atol=0.1)
+        torch.testing.assert_close(states[i, -1], out.text_embeds[0])
+        end = out.last_hidden_state[0, len(own) - 1]
+        torch.testing.assert_close(states[i, -1], theirs.text_projection(end))
+        assert mask[i].tolist() == [True] * len(own) + [False] * padding + [True]
+
+
+def test_what_has_no_projection_of_the_right_width_is_refused(
+    clip_folder, pooled_folder, tmp_path
+):
+    def refused(match, folder, **changes):
+        with pytest.raises(UserError, match=match):
+            CLIPTextPooled(str(folder), **POOLED | changes).init_weights()
+
+    refused("holds no CLIP of texts: missing text_projection.weight", clip_folder)
+    refused("takes 9 tokens, the config says 77", pooled_folder, length=78)
+    CLIPTextModelWithProjection(config(projection_dim=8)).save_pretrained(tmp_path)
+    refused("projects texts to 8 channels and its states have 24", tmp_path)
+    plain = CLIPText(str(pooled_folder), **SIZE)
+    plain.init_weights()  # which leaves the projection
+
+
+@pytest.mark.parametrize("states", [True, False])
+def test_pooled_texts_are_told_apart_and_dropped_together(pooled_folder, states):
+    encoder = dict(type="CLIPTextPooled", folder=str(pooled_folder), **POOLED)
+    made = CONDITIONERS.build(
+        dict(type="PooledTextConditioner", encoder=encoder, drop_prob=0.5, states=states)
+    )
+    made.init_weights()
+    told = made(samples(), Draws(0, range(32)))
+    dropped = Draws(0, range(32)).uniform("drop condition") < 0.5
+    own = made.encoder([sample.text for sample in samples()])[0]
+    heard = torch.where(dropped[:, None, None], made.encoder([""])[0], own)
+    torch.testing.assert_close(told["text_pooled"], heard[:, -1])
+    assert set(told) == set(made.null(3)) == {"text", "text_pooled"} - {"" if states else "text"}
+    if states:
+        torch.testing.assert_close(told["text"], heard[:, :-1])
+        assert made.null(3)["text"].shape == (3, LENGTH, WIDTH)
+    assert made.null(3)["text_pooled"].shape == (3, WIDTH)
 
 
 # From a file

@@ -83,9 +83,9 @@ def test_a_method_may_take_several_budgets(run):
 
 
 def test_the_last_checkpoint_is_kept(run):
-    kept = {path.parent.name: path.name for path in run.out.parent.rglob("iter_*.pth")}
-    assert kept == {"rf-uniform": "iter_4.pth", "iddpm": "iter_12.pth"}
-    assert len(list(run.out.parent.rglob("iter_*.pth"))) == 2
+    kept = {path.parent.name: path.name for path in run.out.parent.rglob("iter_*")}
+    assert kept == {"rf-uniform": "iter_4", "iddpm": "iter_12"}
+    assert len(list(run.out.parent.rglob("iter_*"))) == 2
 
 
 def test_what_the_file_holds_is_not_run_again(run, methods, tool, monkeypatch, capsys):

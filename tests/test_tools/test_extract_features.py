@@ -226,7 +226,7 @@ def test_the_vae_is_there_only_while_it_decodes(extract, config, tmp_path, monke
     assert len(read) == 3  # once to see that it can be
     assert all(weight.is_meta for weight in runner.model.vae.parameters())
     assert (tmp_path / "run/samples/iter_000003.png").exists()
-    model = build_model(cached, tmp_path / "run/iter_3.pth")  # to sample with
+    model = build_model(cached, tmp_path / "run/iter_3")  # to sample with
     assert not any(weight.is_meta for weight in model.vae.parameters())
 
 
@@ -244,7 +244,7 @@ def test_npy_files_train_too(extract, config, tmp_path, vae):
         assert dataset[i]["data_samples"].label == files[i]["data_samples"].label
     cfg.train_dataloader.dataset = dict(type="NpyLatents", data_root=str(tmp_path / "npy"))
     RUNNERS.build(cfg).train()
-    assert (tmp_path / "run/iter_3.pth").exists()
+    assert (tmp_path / "run/iter_3").exists()
 
 
 # Refused
@@ -499,7 +499,7 @@ def test_training_and_sampling_need_no_text_encoder(
         sheets = [tmp_path / folder / "samples" / name for folder in ("files", "cached")]
         first, second = (np.asarray(Image.open(sheet)).astype(int) for sheet in sheets)
         assert np.abs(first - second).max() <= 1
-    model = build_model(cached, tmp_path / "cached/iter_3.pth")  # to sample any text with
+    model = build_model(cached, tmp_path / "cached/iter_3")  # to sample any text with
     model.predict([VideoSample(index=0, text="some other")])
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from mmsora.apis import Inferencer, build_model
-from mmsora.utils.checkpoint import save_checkpoint
+from mmsora.utils.checkpoint import load_checkpoint, save_checkpoint
 from mmsora.utils.video_io import probe_video, read_video
 
 
@@ -21,7 +21,7 @@ def infer(tool):
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_run):
-    return tiny_run / "iter_6.pth"
+    return tiny_run / "iter_6"
 
 
 @pytest.fixture
@@ -99,7 +99,8 @@ def test_the_json_says_what_the_video_was_made_of(run, checkpoint):
     expected = {"index": 1, "label": 7, "seed": 0, "steps": 2, "guidance": 2.0, "ema": True}
     assert {key: note[key] for key in expected} == expected
     assert note["checkpoint"] == str(checkpoint)
-    assert note["checkpoint_sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    content = b"".join(file.read_bytes() for file in sorted(checkpoint.iterdir()))
+    assert note["checkpoint_sha256"] == hashlib.sha256(content).hexdigest()
     assert note["model"]["denoiser"]["width"] == 16
     assert note["model"]["diffusion"]["solver"]["type"] == "mmsora.diffusion.Euler"
     assert note["versions"]["torch"] == torch.__version__
@@ -157,9 +158,10 @@ def test_a_config_that_is_not_there(fails, checkpoint):
 
 def test_a_checkpoint_that_is_none(fails, checkpoint, tmp_path):
     assert "no.pth does not exist" in fails("--checkpoint", tmp_path / "no.pth")
-    assert "iter_6.pth" in fails("--checkpoint", checkpoint.with_name("iter_7.pth"))
+    assert "iter_6" in fails("--checkpoint", checkpoint.with_name("iter_7"))
     half = tmp_path / "half.pth"
-    half.write_bytes(checkpoint.read_bytes()[:20_000])
+    torch.save(load_checkpoint(checkpoint)["state_dict"], half)
+    half.write_bytes(half.read_bytes()[:20_000])
     assert "half.pth cannot be read, it is truncated or no checkpoint" in fails(
         "--checkpoint", half
     )

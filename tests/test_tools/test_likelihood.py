@@ -21,7 +21,7 @@ def likelihood(tool):
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_run):
-    return tiny_run / "iter_6.pth"
+    return tiny_run / "iter_6"
 
 
 @pytest.fixture

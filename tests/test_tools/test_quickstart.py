@@ -31,14 +31,14 @@ def test_it_trains_samples_judges_and_reports(
     }
     out = tmp_path / "quickstart"
     out.mkdir()
-    (out / "iter_999.pth").write_text("of an earlier run")
+    (out / "iter_999").mkdir()  # of an earlier run
     quickstart.main(
         [
             *("--minutes", "0.1", "--max-iters", "3", "--num-clips", "10", "--work-dir", str(out)),
             *("--cfg-options", *(f"{key}={value}" for key, value in options.items())),
         ]
     )
-    assert [path.name for path in out.glob("iter_*.pth")] == ["iter_3.pth"]
+    assert [path.name for path in out.glob("iter_*")] == ["iter_3"]
     content = np.load(out / "samples.npz")
     assert content["clips"].shape == (10, 2, 12, 12)
     assert content["clips"].dtype == np.uint8
@@ -54,7 +54,7 @@ def test_it_trains_samples_judges_and_reports(
     assert 0 < report["training_seconds"] < report["seconds"]
     assert report["cpu_seconds"] > 0
     assert report["peak_memory_mib"] > 100
-    assert report["checkpoint"] == str(out / "iter_3.pth")
+    assert report["checkpoint"] == str(out / "iter_3")
     assert {"speed_ratio", "nearest_train", "nearest_train_held_out", "passed"} <= set(report)
     printed = capsys.readouterr().out
     assert "3 iterations in" in printed

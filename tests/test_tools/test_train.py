@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmsora import cli
 from mmsora.apis import Inferencer
@@ -78,7 +79,7 @@ def test_a_config_of_strings_that_imports_nothing(train, tmp_path):
     config = tmp_path / "strings.py"
     config.write_text(STRINGS)
     train.main([str(config), "--work-dir", str(tmp_path / "run")])
-    assert Inferencer(tmp_path / "run/iter_2.pth")([3, 7]).shape == (2, 1, 2, 8, 8)
+    assert Inferencer(tmp_path / "run/iter_2")([3, 7]).shape == (2, 1, 2, 8, 8)
     assert (tmp_path / "run/samples/iter_000002.mp4").is_file()
 
 
@@ -97,7 +98,7 @@ def test_options_of_the_command_line(run):
     work_dir = run(
         "--amp", "bf16", "--seed", "5", **{"train_cfg.max_iters": 2, "model.denoiser.depth": 4}
     )
-    content = load_checkpoint(work_dir / "iter_2.pth")
+    content = load_checkpoint(work_dir / "iter_2")
     assert "denoiser.blocks.3.ada.linear.weight" in content["state_dict"]
     assert content["meta"]["seed"] == 5
     assert config_of(content, work_dir).optim_wrapper.precision == "bf16"
@@ -108,7 +109,7 @@ def test_a_config_that_inherits_a_flat_copy(run, tmp_path):
     top = tmp_path / "top.py"
     top.write_text("_base_ = 'flat.py'\nmodel = dict(conditioner=dict(drop_prob=0.7))\n")
     work_dir = run(config=str(top), **{"train_cfg.max_iters": 1})
-    content = load_checkpoint(work_dir / "iter_1.pth")
+    content = load_checkpoint(work_dir / "iter_1")
     cfg = config_of(content, work_dir)
     assert cfg.model.conditioner.drop_prob == 0.7
     assert cfg.model.denoiser.width == 16
@@ -122,7 +123,7 @@ def test_another_process_by_the_diffusion_block_alone(run):
             "custom_hooks.1.labels": "[3,7]",
         }
     )
-    inferencer = Inferencer(work_dir / "iter_6.pth")
+    inferencer = Inferencer(work_dir / "iter_6")
     assert type(inferencer.model.diffusion.prediction).__name__ == "VPrediction"
     assert inferencer.model.diffusion.path.num_levels == 1000
     assert inferencer([3, 7]).float().std() > 1
@@ -135,7 +136,7 @@ def test_resume_takes_the_newest_checkpoint_or_the_named_one(run, tmp_path, caps
     assert "no checkpoint in" in capsys.readouterr().err
     changes["train_cfg.max_iters"] = 3
     run("--resume", experiment_name="newest", **changes)
-    run("--resume", str(work_dir / "iter_1.pth"), experiment_name="named", **changes)
+    run("--resume", str(work_dir / "iter_1"), experiment_name="named", **changes)
     assert [line["step"] for line in scalars(work_dir)] == [1, 2, 3, 2, 3]
 
 
@@ -232,7 +233,8 @@ def test_a_checkpoint_that_does_not_exist(train, capsys, tmp_path):
 
 
 def test_a_checkpoint_that_cannot_be_read(run, capsys, tiny_run, tmp_path):
-    whole = (tiny_run / "iter_3.pth").read_bytes()
+    torch.save(load_checkpoint(tiny_run / "iter_3"), tmp_path / "whole.pth")
+    whole = (tmp_path / "whole.pth").read_bytes()
     for name, content in (("half.pth", whole[: len(whole) // 2]), ("text.pth", b"not weights")):
         (tmp_path / name).write_bytes(content)
         capsys.readouterr()
@@ -246,7 +248,7 @@ def test_a_checkpoint_that_cannot_be_read(run, capsys, tiny_run, tmp_path):
 def test_a_checkpoint_of_another_architecture(run, capsys, tiny_run):
     capsys.readouterr()
     with pytest.raises(SystemExit, match="2"):
-        run("--resume", str(tiny_run / "iter_3.pth"), **{"model.denoiser.depth": 4})
+        run("--resume", str(tiny_run / "iter_3"), **{"model.denoiser.depth": 4})
     error = capsys.readouterr().err
     assert "another architecture" in error
     assert "missing denoiser.blocks.2" in error

@@ -14,6 +14,7 @@ from mmsora.utils.checkpoint import (
     plain,
     save_checkpoint,
 )
+from mmsora.utils.checkpoint_folder import save_folder
 from mmsora.utils.user_error import UserError
 
 
@@ -58,28 +59,30 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 
 def test_a_missing_checkpoint_is_told_with_the_newest_that_are_there(tmp_path):
-    for age, name in enumerate(["iter_10.pth", ".iter_11.5.tmp.pth", "iter_9.pth", "iter_8.pth"]):
+    for age, name in enumerate(["iter_10", ".iter_11.tmp", "iter_9", "ema.pth", "iter_8", "x"]):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (1000 - age, 1000 - age))
-    message = r"iter_7.pth does not exist; there are iter_8.pth, iter_9.pth, iter_10.pth$"
+    message = r"iter_7 does not exist; there are ema.pth, iter_9, iter_10$"
+    (tmp_path / "iter_8").unlink()
     with pytest.raises(UserError, match=message):
-        load_checkpoint(tmp_path / "iter_7.pth")
+        load_checkpoint(tmp_path / "iter_7")
     with pytest.raises(UserError, match=r"nowhere.pth does not exist$"):
         load_checkpoint(tmp_path / "no" / "nowhere.pth")
 
 
-def test_the_latest_checkpoint_goes_by_number_and_takes_no_half_written_one(tmp_path):
+def test_the_latest_checkpoint_goes_by_number_and_takes_no_half(tmp_path):
     assert latest_checkpoint(tmp_path) is None
     assert latest_checkpoint(tmp_path / "no") is None
-    for name in (
-        "iter_9.pth",
-        "iter_10.pth",
-        ".iter_11.5.tmp.pth",
-        "iter_12.pth.tmp",
-        "iter_x.pth",
-    ):
-        (tmp_path / name).touch()
-    assert latest_checkpoint(tmp_path) == tmp_path / "iter_10.pth"
+    for name in ("iter_9", "iter_10", "iter_11", "best_loss_iter_12", "iter_x"):
+        save_folder({"meta": {}, "ema": {"weight": torch.ones(2)}}, tmp_path / name)
+    (tmp_path / "iter_10").rename(tmp_path / ".iter_13.tmp")
+    (tmp_path / "iter_14").mkdir()
+    (tmp_path / "iter_15").touch()
+    assert latest_checkpoint(tmp_path) == tmp_path / "iter_11"
+    (tmp_path / "iter_11/rest.pth").unlink()
+    assert latest_checkpoint(tmp_path) == tmp_path / "iter_9"
+    with pytest.raises(UserError, match=r"run is no checkpoint, it is a folder; its newest .*_9$"):
+        load_checkpoint(tmp_path.rename(tmp_path.with_name("run")))
 
 
 def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded():

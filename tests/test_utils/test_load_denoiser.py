@@ -355,7 +355,7 @@ def test_training_teaches_a_missing_row_for_none(tiny_config, fill_weights, tmp_
     runner.train()
     model = runner.model
     assert model.denoiser.knows_null == (drop_prob > 0)
-    trained = load_checkpoint(tmp_path / "run/iter_2.pth")["state_dict"]
+    trained = load_checkpoint(tmp_path / "run/iter_2")["state_dict"]
     assert torch.equal(trained["denoiser.embed_label.weight"], model.denoiser.embed_label.weight)
     assert not torch.equal(model.denoiser.embed_label.weight[:-1], weights["embed_label.weight"])
 

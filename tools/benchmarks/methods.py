@@ -7,6 +7,7 @@ for all.
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -220,14 +221,14 @@ def measure(name: str, options: Any, judge: DigitJudge) -> dict[str, Any]:
     training = time.perf_counter() - start
     dtype = "bf16" if options.precision == "bf16" else "fp32"
     curve = []
-    numbered = {int(p.stem.removeprefix("iter_")): p for p in last.parent.glob("iter_*.pth")}
+    numbered = {int(p.stem.removeprefix("iter_")): p for p in last.parent.glob("iter_*")}
     for step, checkpoint in sorted(numbered.items()):
         clips = options.final_clips if checkpoint == last else options.clips
         reading = read_checkpoint(checkpoint, judge, clips, dtype)
         curve.append((step, float(reading.right[: options.clips].mean())))
         print(f"[methods] {name}: {curve[-1][1]:.2f} after {step} iterations", flush=True)
         if checkpoint != last:
-            checkpoint.unlink()
+            shutil.rmtree(checkpoint)
     reached = next((step for step, accuracy in curve if accuracy >= TARGET), None)
     iterations = cfg.train_cfg.max_iters
     return {

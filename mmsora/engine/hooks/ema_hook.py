@@ -1,6 +1,6 @@
 """Averages of the denoiser's weights."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from mmsora.engine.ema import ConstantEMA, Profile, WarmupEMA
 from mmsora.engine.ema_snapshots import Snapshot, set_aside, snapshot_path, write_snapshot
 from mmsora.registry import HOOKS, TASK_UTILS
 from mmsora.utils.config_check import config_dict
+from mmsora.utils.shards import local_part, sharded_as, whole
 from mmsora.utils.user_error import UserError
 
 __all__ = ["DenoiserEMAHook"]
@@ -73,21 +74,12 @@ class DenoiserEMAHook(Hook):
             )
         self.snapshot_interval, self.snapshot_dtype = snapshot_interval, snapshot_dtype
         self.steps = 0
-        self._restored: dict[str, Any] | None = None
+        self._resumed = False
 
     def before_train(self, runner: Runner) -> None:
         """Start from the weights as they are, or from what was resumed."""
-        self._names, self._weights = [], []
-        for name, weight in denoiser_of(runner).named_parameters():
-            if weight.requires_grad:
-                self._names.append(name)
-                self._weights.append(weight)
-        self._averages = [
-            [weight.detach().float().clone() for weight in self._weights] for _ in self.profiles
-        ]
-        if self._restored:
-            self._restore(self._restored)
-            self._restored = None
+        if not self._resumed:
+            self._start(runner)
         if len(self.profiles) > 1:
             kept = "; ".join(map(str, self.profiles))
             runner.logger.info(f"averages of the weights: {kept}")
@@ -99,19 +91,14 @@ class DenoiserEMAHook(Hook):
                     "moved to ema_snapshots/old"
                 )
 
-    def _restore(self, saved: dict[str, Any]) -> None:
-        self.steps = saved["steps"]
-        for profile, averages in zip(self.profiles, self._averages, strict=True):
-            name = str(profile)
-            state = saved["ema"] if profile is self.profiles[0] else saved["more"].get(name)
-            if state is None:
-                raise UserError(
-                    f"DenoiserEMAHook.profiles: the checkpoint holds no average with {name}, and "
-                    "one cannot begin in the middle of a run; remove it, or start a new run from "
-                    "the checkpoint by load_from"
-                )
-            for average, key in zip(averages, self._names, strict=True):
-                average.copy_(state[key])
+    def _start(self, runner: Runner) -> None:
+        """Averages of nothing but the weights as they are."""
+        trained = {k: v for k, v in denoiser_of(runner).named_parameters() if v.requires_grad}
+        self._names, self._weights = list(trained), list(trained.values())
+        self._averages = [
+            [local_part(weight.detach()).float().clone() for weight in self._weights]
+            for _ in self.profiles
+        ]
 
     @torch.no_grad()
     def after_train_iter(
@@ -122,10 +109,10 @@ class DenoiserEMAHook(Hook):
         outputs: dict | None = None,
     ) -> None:
         """Update, once for each optimizer step."""
-        if not _stepped(runner):
+        if not runner.optim_wrapper.stepped:
             return
         self.steps += 1
-        weights: list[Tensor] = [weight.detach() for weight in self._weights]
+        weights = [local_part(weight.detach()) for weight in self._weights]
         if any(weight.dtype != torch.float32 for weight in weights):
             weights = [weight.float() for weight in weights]
         for profile, average in zip(self.profiles, self._averages, strict=True):
@@ -135,59 +122,77 @@ class DenoiserEMAHook(Hook):
             self._write_snapshot(runner)
 
     def _write_snapshot(self, runner: Runner) -> None:
-        if not is_main_process():
-            return
-        path = snapshot_path(runner.work_dir, self.steps)
-        snapshot = Snapshot(path, self.steps, self.profiles[1:], config_dict(runner.cfg))
+        """All processes gather what is sharded, tensor by tensor; the first one writes."""
         dtype = DTYPES[self.snapshot_dtype]
-        averages = [
-            {name: value.to("cpu", dtype) for name, value in state.items()}
-            for state in self._states()[1:]
-        ]
+        averages = [_gathered(state, dtype) for state in self._states()[1:]]
         state = denoiser_of(runner).state_dict()
-        write_snapshot(snapshot, averages, {k: state[k] for k in state if k not in averages[0]})
+        rest = _gathered({k: v for k, v in state.items() if k not in self._names})
+        if is_main_process():
+            path = snapshot_path(runner.work_dir, self.steps)
+            snapshot = Snapshot(path, self.steps, self.profiles[1:], config_dict(runner.cfg))
+            write_snapshot(snapshot, averages, rest)
 
     def _states(self) -> list[dict[str, Tensor]]:
-        return [dict(zip(self._names, average, strict=True)) for average in self._averages]
+        """The averages by the weights' names, sharded as these are."""
+        return [
+            {
+                name: sharded_as(weight, average)
+                for name, weight, average in zip(self._names, self._weights, each, strict=True)
+            }
+            for each in self._averages
+        ]
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The denoiser carries the average; afterwards the weights are back, bit for bit."""
         with torch.no_grad():
-            kept = [weight.detach().clone() for weight in self._weights]
-            for weight, average in zip(self._weights, self._averages[0], strict=True):
+            weights = [local_part(weight.detach()) for weight in self._weights]
+            kept = [weight.clone() for weight in weights]
+            for weight, average in zip(weights, self._averages[0], strict=True):
                 weight.copy_(average)
             try:
                 yield
             finally:
-                for weight, old in zip(self._weights, kept, strict=True):
+                for weight, old in zip(weights, kept, strict=True):
                     weight.copy_(old)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add the averages: the first within the denoiser's state dict, others by profile."""
-        first, *others = [
-            {name: average.cpu() for name, average in state.items()} for state in self._states()
-        ]
-        state = {k: v.detach().cpu() for k, v in denoiser_of(runner).state_dict().items()}
-        checkpoint["ema"], checkpoint["ema_steps"] = state | first, self.steps
+        first, *others = self._states()
+        checkpoint["ema"] = denoiser_of(runner).state_dict() | first
+        checkpoint["ema_steps"] = self.steps
         if others:
             names = map(str, self.profiles[1:])
             checkpoint["ema_profiles"] = dict(zip(names, others, strict=True))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Remember the averages when a run is resumed; a run that only loads starts its own."""
-        if runner._resume and "ema_steps" in checkpoint:
-            self._restored = {
-                "ema": checkpoint["ema"],
-                "more": checkpoint.get("ema_profiles", {}),
-                "steps": checkpoint["ema_steps"],
-            }
+        """Go on with the averages when a run is resumed; a run that only loads starts its own."""
+        folder = getattr(runner, "resumed", None)
+        if folder is None or "ema_steps" not in checkpoint:
+            return
+        self._start(runner)
+        first, *others = self._states()
+        names = [str(profile) for profile in self.profiles[1:]]
+        for name in names:
+            if f"ema_profiles/{name}/{self._names[0]}" not in folder.tensors:
+                raise UserError(
+                    f"DenoiserEMAHook.profiles: the checkpoint holds no average with {name}, and "
+                    "one cannot begin in the middle of a run; remove it, or start a new run from "
+                    "the checkpoint by load_from"
+                )
+        more = dict(zip(names, others, strict=True))
+        folder.read_into({"ema": first, "ema_profiles": more})
+        self.steps, self._resumed = checkpoint["ema_steps"], True
 
 
-def _stepped(runner: Runner) -> bool:
-    """Whether this iteration ended in an optimizer step."""
-    accumulate = runner.optim_wrapper._accumulative_counts
-    return (runner.iter + 1) % accumulate == 0 or runner.iter + 1 == runner.max_iters
+def _gathered(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Whole tensors on the CPU of the first process; the others only help to gather them."""
+    found = {}
+    for name, tensor in state.items():
+        gathered = whole(tensor.to(dtype or tensor.dtype))
+        if is_main_process():
+            found[name] = gathered.cpu()
+    return found
 
 
 def denoiser_of(runner: Runner) -> nn.Module:

@@ -17,7 +17,7 @@ __all__ = ["InterruptHook"]
 
 @HOOKS.register_module()
 class InterruptHook(Hook):
-    """Finishes the iteration, saves, and ends the process with code 128 + signal.
+    """Finishes the update, saves, and ends the process with code 128 + signal.
 
     All ranks stop at the same iteration, whichever of them was told. A second signal ends the
     process at once.
@@ -45,7 +45,9 @@ class InterruptHook(Hook):
         data_batch: Any = None,
         outputs: dict | None = None,
     ) -> None:
-        """Save and exit when any rank was told to."""
+        """Save and exit when any rank was told to; amid an update gradients would be lost."""
+        if not runner.optim_wrapper.should_update():
+            return
         number = self._signal
         if get_world_size() > 1:
             told = torch.tensor(number)
@@ -58,7 +60,9 @@ class InterruptHook(Hook):
         for hook in runner.hooks:
             if isinstance(hook, SafeCheckpointHook):
                 hook.save_now(runner)
+                hook.wait(runner)
                 runner.logger.warning(f"saved {hook.last_ckpt}; go on with --resume")
+        runner.call_hook("after_interrupt")
         self._restore()
         raise SystemExit(128 + number)
 

@@ -7,6 +7,7 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 from mmsora.engine.hooks.ema_hook import model_of
 from mmsora.registry import HOOKS
@@ -30,11 +31,18 @@ class LatentCacheHook(Hook):
             runner: The runner.
 
         Raises:
-            UserError: The cache is another VAE's or text encoder's.
+            UserError: The cache is another VAE's or text encoder's, or only one of training and
+                validation has one.
         """
-        model = model_of(runner)
-        parts = _datasets(runner.train_dataloader.dataset)
-        caches = [part for part in parts if getattr(part, "latents_of", None) is not None]
+        model, caches = model_of(runner), _caches(runner.train_dataloader)
+        if runner.val_loop is not None:
+            more = _caches(runner.val_dataloader)
+            if bool(more) != bool(caches):
+                raise UserError(
+                    "val_dataloader and train_dataloader are to give cached latents both, or "
+                    "neither: while training goes without the VAE, nothing else can be encoded"
+                )
+            caches += more
         for dataset in caches:
             made_by = dataset.latents_of
             if not made_by:
@@ -58,6 +66,11 @@ def _put_text_encoder_aside(conditioner: Any, caches: list[Any]) -> None:
         )
     for cache in caches if not without else ():
         conditioner.train_on_embeddings(cache.texts_of, cache.texts())
+
+
+def _caches(loader: DataLoader) -> list[Any]:
+    parts = _datasets(loader.dataset)
+    return [part for part in parts if getattr(part, "latents_of", None) is not None]
 
 
 def _datasets(dataset: Any) -> Iterator[Any]:

@@ -44,7 +44,8 @@ class Parallel:
         """
         if world % self.sequence:
             raise ValueError(
-                f"sequence={self.sequence} does not divide the {world} processes; take a divisor"
+                f"sequence={self.sequence} does not divide the number of processes, {world}; "
+                f"start {-(-world // self.sequence) * self.sequence}, or take a divisor"
             )
         if self.mode == "none" and world > 1:
             raise ValueError(

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from mmengine.registry import init_default_scope
-from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 from torch import nn
 from torch.nn import functional as F
 
+from mmsora.engine import ActivationCheckpointing
 from mmsora.models import DINOv2, ImageEncoder, RepresentationAlignment
 from mmsora.models.layers.transformer import time_table
 from mmsora.registry import MODELS, RUNNERS
@@ -221,7 +221,7 @@ def test_recomputed_activations_give_the_same_gradients(kind):
     clip = video(frames=3 if kind == "Latte" else 1)
     expected = gradients(model(kind), clip)
     made = model(kind)
-    turn_on_activation_checkpointing(made, [f"denoiser.blocks.{i}" for i in range(4)])
+    ActivationCheckpointing("full").apply(made.denoiser)
     found = gradients(made, clip)
     assert found.keys() == expected.keys()
     for key, gradient in expected.items():
@@ -288,7 +288,7 @@ def test_a_run_logs_it_saves_its_projector_and_starts_another(tiny_config, scala
         assert row["loss"] == pytest.approx(total, rel=1e-4)
     trained = runner.model.alignment.projector
     assert (trained[0].weight - start).abs().max() > 1e-3
-    content = load_checkpoint(f"{cfg.work_dir}/iter_6.pth")
+    content = load_checkpoint(f"{cfg.work_dir}/iter_6")
     assert not [key for key in content["ema"] if "projector" in key]
     other = MODELS.build(cfg.model)
     report = load_denoiser(other.denoiser, content, projector=other.alignment.projector)

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from mmsora.models.layers.temporal import TemporalLayer
 from mmsora.registry import DENOISERS
+from mmsora.utils.checkpoint import load_denoiser
+from mmsora.utils.user_error import UserError
 
 DIT = dict(
     type="DiT", in_channels=3, out_channels=6, size=(1, 4, 6), patch=2, width=16, depth=4, heads=2,
@@ -211,6 +213,27 @@ def test_what_is_asked_of_a_denoiser_the_image_denoiser_answers():
     assert {name.split(".")[0] for name in model.state_dict()} == {"image", "temporal"}
     image = DENOISERS.build(DIT)
     assert set(model.image.state_dict()) == set(image.state_dict())
+
+
+def test_weights_of_images_and_of_videos_are_loaded():
+    image = filled(video_dit()).image
+    model, report = trained(video_dit()), None
+    for parameter in model.image.parameters():
+        parameter.data.zero_()
+    temporal = copy.deepcopy(model.temporal.state_dict())
+    report = load_denoiser(model, {"model": image.state_dict()})
+    assert {key.split(".")[0] for key in report.kept} == {"temporal"}
+    assert len(report.kept) == len(temporal)
+    for mine, theirs in ((model.image.state_dict(), image.state_dict()),
+                         (model.temporal.state_dict(), temporal)):  # fmt: skip
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+    other = video_dit(image=DIT | dict(num_classes=3))  # its label table is its own
+    report = load_denoiser(other, {"ema": model.state_dict()})
+    assert report.kept == ["embed_label.weight"]
+    assert torch.equal(other.temporal[1].attn.qkv.weight, model.temporal[1].attn.qkv.weight)
+    with pytest.raises(UserError, match="of another architecture than the config's ModuleList"):
+        load_denoiser(video_dit(dict(heads=2, kernel=5)), model.state_dict())
 
 
 @pytest.mark.parametrize(

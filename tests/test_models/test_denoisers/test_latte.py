@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 from torch.nn import functional as F
 
+from mmsora.engine import ActivationCheckpointing
 from mmsora.models.denoisers import DiT, Latte
 from mmsora.registry import DENOISERS
 
@@ -273,7 +273,6 @@ def test_a_label_is_learned_from_its_images_alone():
     assert learned(slice(6, 7)) == {2, 3, 5}
 
 
-@pytest.mark.filterwarnings("ignore:torch.utils.checkpoint")
 @pytest.mark.parametrize("layout", ["interleaved", "late", "joint"])
 def test_recomputed_activations_give_the_same_gradients_with_images(layout):
     (x, clock, label), of_images = batch(7), torch.tensor([[1, 2], [3, 3], [4, 5]])
@@ -284,7 +283,7 @@ def test_recomputed_activations_give_the_same_gradients_with_images(layout):
         return {name: value.grad for name, value in model.named_parameters()}
 
     expected, model = gradients(latte(layout=layout)), latte(layout=layout)
-    turn_on_activation_checkpointing(model, [f"blocks.{i}" for i in range(4)])
+    ActivationCheckpointing("full").apply(model)
     found = gradients(model)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, msg=name)

@@ -1,0 +1,53 @@
+"""Optimizers for weights that are spread over processes."""
+
+from typing import Any
+
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+__all__ = ["separate_sharded", "share_state"]
+
+
+def share_state(optimizer: Optimizer) -> ZeroRedundancyOptimizer:
+    """ZeRO-1: each process updates its share of the weights and tells the others.
+
+    Args:
+        optimizer: Without state as yet; its groups are cut to this process' share, and lose what
+            is frozen.
+
+    Returns:
+        An optimizer of all groups, whose ``optim`` is the one given. Its ``state_dict`` would
+        need all processes at once; the state of this one's share is that of its ``optim``.
+    """
+
+    def cut(groups: list[dict[str, Any]], **_: Any) -> Optimizer:
+        optimizer.param_groups = groups
+        return optimizer
+
+    groups = [
+        {**group, "params": [weight for weight in group["params"] if weight.requires_grad]}
+        for group in optimizer.param_groups
+    ]
+    trained: Any = [group for group in groups if group["params"]]
+    kind: Any = cut  # called in place of a class
+    return ZeroRedundancyOptimizer(
+        trained, kind, parameters_as_bucket_view=True, **optimizer.defaults
+    )
+
+
+def separate_sharded(optimizer: Optimizer) -> None:
+    """Split groups of which some weights are sharded and some are not.
+
+    Torch updates a group in one call, which takes tensors of one kind.
+
+    Args:
+        optimizer: Without state as yet.
+    """
+    parts = []
+    for group in optimizer.param_groups:
+        for kind in (True, False):
+            weights = [w for w in group["params"] if isinstance(w, DTensor) is kind]
+            if weights:
+                parts.append({**group, "params": weights})
+    optimizer.param_groups[:] = parts

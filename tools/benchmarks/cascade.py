@@ -1,0 +1,334 @@
+"""A cascade of three stages on moving digits: images first, then temporal layers alone.
+
+Stage C makes latents of the compressor from a label, stage B those of stage A from C's, and stage
+A pixels. The video cascade is the frozen image cascade with temporal layers; it is compared with
+the image cascade applied frame by frame.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import quickstart
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from benchmarks.cascade_codecs import (
+    COMPRESSOR,
+    PREVIEW_WIDTH,
+    STAGE_A,
+    Codecs,
+    train_codecs,
+)
+from mmsora.apis import Inferencer
+from mmsora.datasets.moving_digits import MovingDigits
+from mmsora.evaluation.digits import DigitJudge, motion
+from mmsora.utils.atomic import write_json
+from mmsora.utils.config_check import apply_overrides, check_config
+from mmsora.utils.config_names import load_config
+from mmsora.utils.video_io import write_image
+from mmsora.visualization.contact_sheet import contact_sheet
+
+__all__ = ["benchmark_cascade"]
+
+SIDE, DIGIT, FRAMES = 32, 16, 8
+WIDTH, HEADS = 64, 4
+SHARES = {"c_image": 1.0, "b_image": 0.5, "c_video": 1.0, "b_video": 0.5}  # of the iterations
+BATCHES = {"image": 128, "video": 16}
+STEPS = {"c": 20, "b": 10}  # of sampling
+SCALES = {"c": 2.0, "b": 1.1}  # of guidance
+BATCH = 50  # clips sampled at a time
+INK = 64  # grey level from which on a pixel is the digit's
+SHOWN = (3, 7)
+ROWS = {  # stages C and B of each cascade
+    "images, frame by frame": ("c_image", "b_image"),
+    "video": ("c_video", "b_video"),
+    "video, stage B without temporal layers": ("c_video", "b_image"),
+}
+
+
+def data_of(frames: int, split: str = "train", length: int = 100_000) -> dict[str, Any]:
+    """Arguments of ``MovingDigits``."""
+    return {
+        "split": split,
+        "length": length,
+        "num_frames": frames,
+        "frame_size": SIDE,
+        "digit_size": DIGIT,
+        "channels": 3,
+    }
+
+
+def image_denoiser(stage: str) -> dict[str, Any]:
+    """Stage C or B, small."""
+    told = {"width": WIDTH, "pooled": WIDTH}
+    if stage == "c":
+        channels, side = COMPRESSOR["channels"], SIDE // 8
+        levels = [{"width": WIDTH, "depth": 2, "heads": HEADS}] * 2
+    else:
+        channels, side = STAGE_A["channels"], SIDE // 4
+        levels = [{"width": WIDTH // 2, "depth": 2}, {"width": WIDTH, "depth": 2, "heads": HEADS}]
+        told["effnet"] = COMPRESSOR["channels"]  # type: ignore[assignment]
+    return {
+        "type": "StableCascade",
+        "in_channels": channels,
+        "out_channels": channels,
+        "size": (1, side, side),
+        "levels": [dict(level) for level in levels],
+        "conditions": told,
+        "strided": stage == "b",
+        "num_classes": 10,
+    }
+
+
+def video_denoiser(stage: str) -> dict[str, Any]:
+    """The same, frozen, with temporal layers behind its attention."""
+    return {
+        "type": "ImageToVideo",
+        "image": image_denoiser(stage),
+        "after": {("down_blocks.1" if stage == "b" else r"down_blocks\.\d") + r"\.(2|5)": WIDTH}
+        | {("up_blocks.0" if stage == "b" else r"up_blocks\.\d") + r"\.(2|5)": WIDTH},
+        "layout": "(b t) c h w",
+        "frames": FRAMES,
+        "layer": {"heads": HEADS, "kernel": 3},
+    }
+
+
+def diffusion_of(stage: str, is_video: bool) -> dict[str, Any]:
+    """StableCascade's process; stage B has its pyramid noise, and frames share it."""
+    noise: dict[str, Any] | None = None
+    if stage == "b":
+        noise = {"type": "PyramidNoise"}
+        if is_video:
+            noise = {"type": "SharedNoise", "noise": noise}
+    return {
+        "type": "Diffusion",
+        "path": {"type": "CosinePath"},
+        "prediction": {"type": "NoisePrediction"},
+        "train_times": {"type": "UniformTimes"},
+        "solver": {"type": "Ancestral"},
+        "grid": {"type": "SpacedGrid", "num_steps": STEPS[stage]},
+        "guidance": {"type": "ClassifierFree", "scale": SCALES[stage], "rescale": 0.7},
+        "loss": {"type": "MSE", "weighting": {"type": "Adaptive"}},
+        "train_noise": noise,
+    }
+
+
+def model_of(stage: str, is_video: bool, codecs: Codecs) -> dict[str, Any]:
+    """A stage with its codec, and what it is told."""
+    label = {"type": "LabelConditioner", "num_classes": 10, "drop_prob": 0.1}
+    compressor = {
+        "type": "CascadeCompressor",
+        "pretrained": codecs.encoder,
+        "previewer": codecs.previewer,
+        "config": COMPRESSOR,
+        "preview_width": PREVIEW_WIDTH,
+    }
+    stage_a = {
+        "type": "CascadeStageA",
+        "pretrained": codecs.stage_a,
+        "config": STAGE_A,
+        "scale": codecs.scale,
+    }
+    effnet = {
+        "type": "LatentConditioner",
+        "encoder": compressor,
+        "channels": COMPRESSOR["channels"],
+        "name": "effnet",
+    }
+    several = {"type": "SeveralConditioner", "parts": {"label": label, "effnet": effnet}}
+    return {
+        "type": "LatentDiffusion",
+        "data_preprocessor": {"type": "VideoPreprocessor"},
+        "vae": compressor if stage == "c" else stage_a,
+        "conditioner": label if stage == "c" else several,
+        "denoiser": video_denoiser(stage) if is_video else image_denoiser(stage),
+        "diffusion": diffusion_of(stage, is_video),
+    }
+
+
+def config_of(part: str, options: Any, codecs: Codecs) -> Config:
+    """The quickstart's config with another model and larger digits.
+
+    Args:
+        part: ``c_image``, ``b_image``, ``c_video`` or ``b_video``.
+        options: The command line.
+        codecs: Files of the codecs.
+
+    Returns:
+        The config.
+    """
+    stage, kind = part.split("_")
+    is_video = kind == "video"
+    cfg = load_config("latte_moving_digits")
+    apply_overrides(
+        cfg,
+        {
+            "model": model_of(stage, is_video, codecs),
+            "train_dataloader.batch_size": BATCHES[kind],
+            "train_dataloader.dataset": {"type": "MovingDigits"}
+            | data_of(FRAMES if is_video else 1),
+            "optim_wrapper.precision": options.precision,
+            "optim_wrapper.optimizer.lr": 2e-3,
+        },
+    )
+    check_config(cfg)
+    cfg.custom_hooks = [hook for hook in cfg.custom_hooks if "labels" not in hook]  # no pictures
+    quickstart.set_length(cfg, max(int(options.iters * SHARES[part]), 1))
+    if is_video:
+        cfg.load_from = options.trained[f"{stage}_image"]
+    cfg.work_dir = str(Path(options.work_dir) / part)
+    cfg.experiment_name = f"cascade_{part}"  # MMEngine's log and message hub go by it
+    return cfg
+
+
+def sample(rows: tuple[str, str], options: Any) -> np.ndarray:
+    """Clips of a cascade, the digits in turn.
+
+    Args:
+        rows: Its stages C and B, by the names of their trainings.
+        options: The command line.
+
+    Returns:
+        uint8 (N, T, H, W).
+    """
+    dtype = "bf16" if options.precision == "bf16" else "fp32"
+    stage_c, stage_b = (options.trained[part] for part in rows)
+    cascade = Inferencer(stage_b, dtype=dtype, prior=Inferencer(stage_c, dtype=dtype))
+    videos = cascade(num_samples=options.clips, seed=1, batch_size=BATCH, num_frames=FRAMES)
+    return videos.float().mean(dim=1).round().byte().numpy()
+
+
+def positions(clips: np.ndarray) -> np.ndarray:
+    """Where the digit is, row and column, (N, T, 2): the mean place of its pixels."""
+    ink = (clips >= INK).astype(np.float64)
+    mass = np.maximum(ink.sum(axis=(2, 3)), 1)
+    places = np.arange(clips.shape[-1])
+    rows, columns = ink.sum(axis=3) @ places / mass, ink.sum(axis=2) @ places / mass
+    return np.stack([rows, columns], axis=-1)
+
+
+def jolt(clips: np.ndarray) -> float:
+    """By how much the digit's step from frame to frame changes, in pixels; the mean of all."""
+    return float(np.linalg.norm(np.diff(positions(clips), n=2, axis=1), axis=-1).mean())
+
+
+def reshaping(clips: np.ndarray) -> float:
+    """How the digit's picture changes from frame to frame, wherever it is: the mean root mean
+    square, pixels being from 0 to 1."""
+    half = DIGIT // 2
+    padded = np.pad(clips / 255, ((0, 0), (0, 0), (half, half), (half, half)))
+    corners = np.round(positions(clips)).astype(int)
+    cut = np.stack(
+        [
+            [
+                frame[row : row + DIGIT, column : column + DIGIT]
+                for frame, (row, column) in zip(clip, corner, strict=True)
+            ]
+            for clip, corner in zip(padded, corners, strict=True)
+        ]
+    )
+    return float(np.sqrt(np.square(np.diff(cut, axis=1)).mean(axis=(2, 3))).mean())
+
+
+def measure(clips: np.ndarray, labels: np.ndarray, judge: DigitJudge) -> dict[str, float]:
+    """What the judge makes of clips.
+
+    Args:
+        clips: uint8 (N, T, H, W).
+        labels: The digits that were asked for, (N,).
+        judge: Who reads.
+
+    Returns:
+        The figures by name.
+    """
+    return {
+        "read_right": float((judge.read(clips) == labels).mean()),
+        "speed": motion(np.where(clips >= INK, clips, 0).astype(np.uint8)),
+        "jolt": jolt(clips),
+        "reshaping": reshaping(clips),
+    }
+
+
+def table(figures: dict[str, dict[str, float]]) -> str:
+    """The figures as a table in Markdown."""
+    lines = [
+        "| cascade | read as the digit asked for | speed, pixels a frame | change of speed | "
+        "change of shape |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in figures.items():
+        lines.append(
+            f"| {name} | {row['read_right']:.1%} | {row['speed']:.2f} | {row['jolt']:.2f} | "
+            f"{row['reshaping']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def picture(clips: dict[str, np.ndarray], real_labels: np.ndarray) -> np.ndarray:
+    """A column of clips for each digit shown: frame by frame, video, real."""
+    chosen, titles = [], []
+    for name, title in zip(("images, frame by frame", "video", "real"), "IVR", strict=True):
+        for digit in SHOWN:
+            place = int(np.argmax(real_labels == digit)) if name == "real" else digit
+            chosen.append(clips[name][place % len(clips[name])])
+            titles.append(title)
+    return contact_sheet(np.stack(chosen)[:, None], titles, columns=len(SHOWN), scale=2)
+
+
+def timed(what: str, work: Callable[[], Any], seconds: dict[str, float]) -> Any:
+    """Do something, and say how long it took."""
+    start = time.perf_counter()
+    found = work()
+    seconds[what] = round(time.perf_counter() - start, 1)
+    print(f"[cascade] {what}: {seconds[what]:.0f} s", flush=True)
+    return found
+
+
+def benchmark_cascade(options: Any) -> int:
+    """Train the stages, sample the cascades, judge them and print a table.
+
+    Args:
+        options: The command line.
+
+    Returns:
+        The exit status: 1 where the digits of the video cascade do not move more smoothly.
+    """
+    init_default_scope("mmsora")
+    work_dir, seconds = Path(options.work_dir), {}
+    codecs: Codecs = timed(
+        "codecs",
+        lambda: train_codecs(work_dir / "codecs", max(options.iters // 2, 1), data_of(1)),
+        seconds,
+    )
+    options.trained = {}
+    for part in SHARES:
+        cfg = config_of(part, options, codecs)
+        checkpoint = timed(part, lambda cfg=cfg: quickstart.train(cfg), seconds)
+        options.trained[part] = str(checkpoint)
+    real = MovingDigits(**data_of(FRAMES, "test", max(options.clips, 50)))
+    pairs = [real.clip(i) for i in range(len(real))]
+    real_labels = np.array([label for _, label in pairs])
+    labels = np.arange(options.clips) % 10
+    judge = timed(
+        "judge", lambda: DigitJudge(MovingDigits(**data_of(FRAMES, length=4000))), seconds
+    )
+    clips = {
+        name: timed(name, lambda rows=rows: sample(rows, options), seconds)
+        for name, rows in ROWS.items()
+    }
+    figures = {name: measure(made, labels, judge) for name, made in clips.items()}
+    clips["real"] = np.stack([frames for frames, _ in pairs])
+    figures["real"] = measure(clips["real"], real_labels, judge)
+    if options.plot:
+        write_image(Path(options.plot), picture(clips, real_labels))
+    about = {"iters": options.iters, "clips": options.clips, "precision": options.precision}
+    about |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    about |= {"codec_errors": codecs.errors, "seconds": seconds, "total": sum(seconds.values())}
+    write_json(Path(options.out), about | {"figures": figures})
+    print(table(figures))
+    print(f"[cascade] {sum(seconds.values()) / 60:.1f} minutes in all")
+    return int(figures["video"]["jolt"] >= figures["images, frame by frame"]["jolt"])
