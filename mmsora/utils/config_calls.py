@@ -74,6 +74,8 @@ PLACES = {
     "vae": Place("VAES"),
     **dict.fromkeys(("denoiser", "image"), Place("DENOISERS")),
     "layer": Place(default="mmsora.models.layers.temporal.TemporalLayer", given=("width",)),
+    "levels": Place(default="mmsora.models.denoisers.CascadeLevel"),
+    "conditions": Place(default="mmsora.models.denoisers.CascadeConditions"),
     "text_encoder": Place("TEXT_ENCODERS"),
     "conditioner": Place("CONDITIONERS"),
     "weak": Place(extra=("denoiser", "checkpoint")),

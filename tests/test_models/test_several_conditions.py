@@ -87,7 +87,18 @@ def test_each_part_drops_its_own_and_all_go_together_now_and_then(together):
 
 def test_two_that_say_the_same_are_refused():
     with pytest.raises(ValueError, match="two of the parts one, other say label"):
-        build(parts=dict(one=LABEL, other=LABEL))
+        build(parts=dict(one=LABEL, other=LABEL))(samples(2))
+
+
+def test_building_reads_no_file_and_texts_are_those_of_the_part():
+    encoder = dict(type="CLIPText", folder="nowhere")
+    made = build(parts=dict(label=LABEL, text=dict(type="TextConditioner", encoder=encoder)))
+    assert made.encoder is made.parts["text"].encoder
+    made_by = made.encoder.identity()
+    made.train_on_embeddings(made_by, {"": torch.zeros(77, 768), "a": torch.ones(77, 768)})
+    cond = made(samples(2, text="a"))
+    assert torch.equal(cond["text"], torch.ones(2, 77, 768))
+    assert made.null(2)["text"].abs().max() == 0
 
 
 def test_a_latent_that_is_known_is_not_made_again():

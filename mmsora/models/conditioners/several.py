@@ -1,6 +1,7 @@
 """Several conditions at once."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -26,10 +27,6 @@ class SeveralConditioner(Conditioner):
         self.parts = nn.ModuleDict(
             {name: CONDITIONERS.build(part) for name, part in parts.items()}
         )
-        told = [key for part in self._parts.values() for key in part.null(1)]
-        twice = sorted({key for key in told if told.count(key) > 1})
-        if twice:
-            raise ValueError(f"two of the parts {', '.join(parts)} say {twice[0]}; remove one")
 
     @property
     def _parts(self) -> dict[str, Conditioner]:
@@ -49,6 +46,19 @@ class SeveralConditioner(Conditioner):
     def num_classes(self) -> int:
         """Of the part that is told labels, or 0."""
         return max(getattr(part, "num_classes", 0) for part in self._parts.values())
+
+    @property
+    def encoder(self) -> nn.Module:
+        """Of the part that is told texts."""
+        return self._text.encoder
+
+    def train_on_embeddings(self, made_by: dict[str, Any], known: Mapping[str, Tensor]) -> None:
+        """As the part that is told texts does."""
+        self._text.train_on_embeddings(made_by, known)
+
+    @property
+    def _text(self) -> Any:
+        return next(p for p in self._parts.values() if getattr(p, "takes_text", False))
 
     def init_weights(self) -> None:
         """Those of the parts."""
@@ -85,4 +95,10 @@ class SeveralConditioner(Conditioner):
 
     @staticmethod
     def _merged(told: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        return {key: value for part in told.values() for key, value in part.items()}
+        merged: dict[str, Tensor] = {}
+        for part in told.values():
+            for key, value in part.items():
+                if key in merged:
+                    raise ValueError(f"two of the parts {', '.join(told)} say {key}; remove one")
+                merged[key] = value
+        return merged

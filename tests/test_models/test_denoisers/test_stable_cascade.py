@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from diffusers import StableCascadeUNet
+from mmengine.config import Config
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from mmsora.models.denoisers import StableCascade
 from mmsora.registry import DENOISERS
 from mmsora.utils.checkpoint import load_denoiser
+from mmsora.utils.config_check import check_config
 from mmsora.utils.user_error import UserError
 
 # Small; no two sizes alike.
@@ -624,6 +626,25 @@ def test_public_files_are_loaded(kind, tmp_path):
     wrong = StableCascade(**{"C": B, "B": C}[kind])
     with pytest.raises(UserError, match="is of another architecture than the config's StableCas"):
         load_denoiser(wrong, tmp_path / "stage.safetensors")
+
+
+def test_a_config_s_levels_and_conditions_are_checked():
+    def refused(match, **changes):
+        denoiser = dict(type="mmsora.StableCascade", **C | changes)
+        model = dict(type="mmsora.LatentDiffusion", denoiser=denoiser, diffusion=None, vae=None)
+        cfg = Config(dict(model=model))
+        with pytest.raises(UserError, match=match):
+            check_config(cfg)
+
+    refused(
+        "levels.0.head = 2: .*takes no 'head'; did you mean 'heads'",
+        levels=[dict(width=8, depth=1, head=2)],
+    )
+    refused("levels.2: missing 'depth'", levels=[*C["levels"], dict(width=8)])
+    refused(
+        "conditions.effnets = 3: .*did you mean 'effnet'",
+        conditions=C["conditions"] | {"effnets": 3},
+    )
 
 
 @pytest.mark.parametrize(
