@@ -14,6 +14,7 @@ from mmsora.version import __version__
 TOOLS = {
     "train": "train a config: `mmsora train --help`",
     "infer": "sample from a checkpoint: `mmsora infer --help`",
+    "checkpoint": "look at, compare, export and import checkpoints: `mmsora checkpoint --help`",
     "dataset": "look at a dataset before training: `mmsora dataset --help`",
     "likelihood": "bits per dimension of data: `mmsora likelihood --help`",
     "posthoc_ema": "average a run's weights anew: `mmsora posthoc_ema --help`",

@@ -254,7 +254,9 @@ class LatentDiffusion(BaseModel):
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return next(self.denoiser.parameters()).device
+        weight = next(self.denoiser.parameters())
+        mesh = getattr(weight, "device_mesh", None)  # a share may be in the memory of the host
+        return weight.device if mesh is None else torch.device(mesh.device_type)
 
     def forward(
         self, inputs: Tensor, data_samples: Sequence[VideoSample], mode: str = "tensor"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +15,7 @@ from mmsora.utils.atomic import atomic_path
 from mmsora.utils.checkpoint_folder import CheckpointFolder, is_folder, is_whole
 from mmsora.utils.shards import part_of
 from mmsora.utils.user_error import UserError
+from mmsora.utils.weights_file import read_weights_file
 
 __all__ = [
     "WEIGHTS",
@@ -115,7 +115,7 @@ def load_checkpoint(path: str | Path, parts: Collection[str] | None = None) -> d
 
 def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
-        return load_file(path)
+        return read_weights_file(path)
     # The public trainers keep their command line beside the weights.
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, map_location="cpu", weights_only=True)

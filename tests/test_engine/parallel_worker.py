@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmsora.engine import AutocastOptimWrapper, DenoiserEMAHook, SoraRunner
 from mmsora.engine.parallel.gradients import average_gradients, gradient_norm
-from mmsora.engine.parallel.optimizers import share_state
+from mmsora.engine.parallel.optimizers import separate_sharded, share_state
 from mmsora.registry import RUNNERS
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +91,8 @@ def whole(module):
 
 
 def run(case, tools, folder, launcher):
-    cfg = tools.tiny(folder / "runs" / case["name"], case["changes"])
+    samples = "custom_hooks.1.interval" in case["changes"]
+    cfg = tools.tiny(folder / "runs" / case["name"], case["changes"], samples)
     cfg.default_hooks.checkpoint = None
     if launcher != "none":
         cfg.launcher, cfg.parallel = launcher, case["parallel"]
@@ -141,6 +142,8 @@ def checks(rank, world):
         weights[1].grad.to_local().fill_(float("inf"))
     wrapper.step()
 
+    mixed = torch.optim.SGD(weights, lr=1.0)
+    separate_sharded(mixed)
     frozen = torch.nn.Parameter(torch.zeros(3, device="meta"), requires_grad=False)
     groups = [
         {"params": [weights[2], frozen], "lr": 2.0},
@@ -148,6 +151,7 @@ def checks(rank, world):
     ]
     shared = share_state(torch.optim.SGD(groups, lr=1.0))
     return {
+        "separated": [[len(w) for w in group["params"]] for group in mixed.param_groups],
         "groups": [(group["lr"], len(group["params"])) for group in shared.param_groups],
         "norms": norms,
         "stepped": wrapper.stepped,

@@ -46,6 +46,8 @@ KINDS = {
         },
     },
     "by value": {"optim_wrapper.clip_grad": {"type": "value", "clip_value": 0.01}},
+    # Of the averages; training then goes on from the weights.
+    "sampled": {"custom_hooks.1.interval": 2, "custom_hooks.1.labels": [1]},
     "recomputed": {"activation_checkpointing": {"mode": "full"}},
     "largest": {"optim_wrapper.clip_grad": {"max_norm": 0.1, "norm_type": float("inf")}},
 }
@@ -138,6 +140,7 @@ def quick():
     for mode in ("ddp", "zero1", "zero2"):
         found.append(case("parts", mode, 2, "off", 1))
     found.append(case("recomputed", "zero3", 2, "off", 3))
+    found.append(case("sampled", "zero2", 2))
     found.append(case("by value", "zero2", 2))
     found.append(case("largest", "zero3", 2))
     found.append(case("dit", "zero3+offload", 2, "bf16", 3))
@@ -201,6 +204,11 @@ def test_gradients_in_shares_are_measured_as_one(trained, world):
     for found in trained[f"checks {world}"]:
         for p, norm in found["norms"].items():
             assert norm == pytest.approx(torch.linalg.vector_norm(numbers, p).item(), rel=1e-6)
+
+
+def test_torch_gets_sharded_and_whole_weights_apart(trained):
+    """Of 1 and 5 rows, and of 4 numbers."""
+    assert [found["separated"] for found in trained["checks 2"]] == [[[1, 5], [4]]] * 2
 
 
 def test_frozen_weights_without_memory_do_not_hinder_sharing(trained):

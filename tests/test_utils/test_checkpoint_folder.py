@@ -159,6 +159,7 @@ def test_shards_and_the_rest_run_no_code_either(saved, tmp_path):
 def test_half_a_checkpoint_is_told_by_what_is_missing(saved, name):
     size = (saved / name).stat().st_size
     os.truncate(saved / name, size - 1)
+    assert not is_whole(saved)
     with pytest.raises(UserError, match=r"iter_3 cannot be read: "):
         load_checkpoint(saved)
     (saved / name).unlink()

@@ -1,5 +1,6 @@
 """StableCascade's stages C and B: UNets of Wuerstchen's kind (arXiv:2306.00637)."""
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -158,6 +159,12 @@ class StableCascade(nn.Module):
         )
         for name, part in network.named_children():
             self.add_module(name, part)
+        self._library_config: dict[str, Any] = json.loads(network.to_json_string())
+
+    @property
+    def diffusers_config(self) -> dict[str, Any] | None:
+        """The config file of diffusers' network of these weights; it has none with labels."""
+        return None if self.num_classes else self._library_config
 
     def _initialise(self) -> None:
         """As the authors do. What they leave to PyTorch, as transposed convolutions, is left."""

@@ -1,0 +1,90 @@
+"""StableCascade's stage B, 700 million parameters, as a video model: temporal layers alone.
+
+Frames made one by one from noise flicker. Here they share it, and see one another at the two
+coarsest levels. Files as for ``stage_c_1b_video``, and the authors' ``stage_b_lite.safetensors``
+and ``stage_a.safetensors``, licensed for non-commercial research alone.
+
+    bash tools/dist_train.sh configs/stable_cascade/stage_b_700m_video.py 8
+
+Films of texts, one stage after the other on the GPU: ``python tools/infer.py stage_b_700m_video
+--checkpoint work_dirs/stage_b_700m_video/iter_20000
+--prior work_dirs/stage_c_1b_video/iter_320000 --prompt "a red fox" --dtype bf16``
+
+Recipe: our own, untried: AdamW at 1e-4, 20,000 updates of 16 clips, stage B frozen.
+Hardware: 8 GPUs; ESTIMATE. Expected: unmeasured.
+"""
+
+from mmengine.config import read_base
+from torch.optim import AdamW
+
+from mmsora.diffusion import SharedNoise
+from mmsora.engine import AutocastOptimWrapper, DenoiserEMAHook
+from mmsora.models import (
+    CascadeCompressor,
+    CascadeStageA,
+    CLIPTextPooled,
+    ImageToVideo,
+    LatentConditioner,
+    LatentDiffusion,
+    PooledTextConditioner,
+    SeveralConditioner,
+    StableCascade,
+    VideoPreprocessor,
+)
+
+with read_base():
+    from .._base_.datasets.captioned_16x480x832 import *
+    from .._base_.default_runtime import *
+    from .._base_.diffusion.stable_cascade_b import *
+
+prior = "stage_c_1b_video"
+files = "data/stable_cascade/"
+load_from = files + "stage_b_lite.safetensors"
+diffusion.train_noise = dict(type=SharedNoise, noise=diffusion.train_noise)
+
+attention = "2|5|8|11|14|17|20|23|26|29|32|35|38|41"  # blocks
+encoder = dict(type=CLIPTextPooled, folder="data/clip_bigg")
+captions = dict(type=PooledTextConditioner, encoder=encoder, drop_prob=0.05, states=False)
+compressor = dict(type=CascadeCompressor, pretrained=files + "effnet_encoder.safetensors")
+effnet = dict(type=LatentConditioner, encoder=compressor, channels=16, name="effnet")
+image = dict(
+    type=StableCascade,
+    in_channels=4,
+    out_channels=4,
+    size=(1, 120, 208),
+    levels=[
+        dict(width=320, depth=2, repeat=2),
+        dict(width=576, depth=4, repeat=2),
+        dict(width=1152, depth=14, heads=18, repeat=2, dropout=0.1),
+        dict(width=1152, depth=4, heads=18, repeat=2, dropout=0.1),
+    ],
+    conditions=dict(width=1280, pooled=1280, effnet=16, pixels=3),
+    patch=2,
+    strided=True,
+)
+model = dict(
+    type=LatentDiffusion,
+    data_preprocessor=dict(type=VideoPreprocessor),
+    vae=dict(type=CascadeStageA, pretrained=files + "stage_a.safetensors"),
+    conditioner=dict(type=SeveralConditioner, parts=dict(text=captions, effnet=effnet)),
+    denoiser=dict(
+        type=ImageToVideo,
+        image=image,
+        after={rf"(down_blocks\.[23]|up_blocks\.[01])\.({attention})": 1152},
+        layout="(b t) c h w",
+        frames=16,
+        layer=dict(heads=18, kernel=3),
+    ),
+    diffusion=diffusion,
+)
+
+train_cfg = dict(by_epoch=False, max_iters=20_000)
+train_dataloader.batch_size = 2
+optim_wrapper = dict(
+    type=AutocastOptimWrapper,
+    precision="bf16",
+    optimizer=dict(type=AdamW, lr=1e-4, fused=True),
+    clip_grad=dict(max_norm=1.0),
+)
+activation_checkpointing = dict(mode="full")
+custom_hooks = [dict(type=DenoiserEMAHook, decay=0.999)]
