@@ -3,6 +3,7 @@
 import argparse
 import math
 import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -208,6 +209,8 @@ def load_denoiser(
     found = _numbered_on(_weights_in(content))
     if not found:
         raise UserError(f"{name} holds no weights of a denoiser")
+    if hasattr(type(denoiser), "bare"):
+        return _load_adapted(denoiser, found, name)
     if hasattr(denoiser, "temporal") and hasattr(denoiser, "image"):
         return _load_video(denoiser, found, name)
     if hasattr(denoiser, "from_public"):
@@ -229,6 +232,15 @@ def load_denoiser(
     if projector is not None:
         _load_projector(projector, content, report)
     return report
+
+
+def _load_adapted(denoiser: Any, found: Mapping[str, Tensor], name: str) -> LoadReport:
+    """Into a denoiser with low-rank additions, of which a file of another has none."""
+    if any(key.startswith("base.") for key in found):
+        load_weights(denoiser, found, name)
+        return LoadReport([], [], [])
+    with denoiser.bare() as base:
+        return load_denoiser(base, found, name)
 
 
 def _load_video(denoiser: nn.Module, found: Mapping[str, Tensor], name: str) -> LoadReport:
@@ -368,7 +380,11 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
     """
     numbered = ((_numbered(path), path) for path in Path(work_dir).glob("iter_*"))
     found = sorted((number, path) for number, path in numbered if number is not None)
-    return next((path for _, path in reversed(found) if is_whole(path)), None)
+    for _, path in reversed(found):
+        if is_whole(path):
+            return path
+        print(f"warning: {path} is damaged; passed over", file=sys.stderr, flush=True)
+    return None
 
 
 def _numbered(path: Path) -> int | None:

@@ -48,7 +48,7 @@ def read_weights_file(path: str | Path) -> dict[str, Any]:
     with safe_open(path, "pt") as file:
         note = (file.metadata() or {}).get(KEY)
     weights = load_file(path)
-    if note is None:
+    said = json.loads(note or "{}")
+    if "part" not in said:  # not ours, or a snapshot of averages, which has notes of its own
         return weights
-    said = json.loads(note)
     return {"meta": said["meta"], said["part"]: weights}

@@ -70,7 +70,7 @@ def test_a_missing_checkpoint_is_told_with_the_newest_that_are_there(tmp_path):
         load_checkpoint(tmp_path / "no" / "nowhere.pth")
 
 
-def test_the_latest_checkpoint_goes_by_number_and_takes_no_half(tmp_path):
+def test_the_latest_checkpoint_goes_by_number_and_takes_no_half(tmp_path, capsys):
     assert latest_checkpoint(tmp_path) is None
     assert latest_checkpoint(tmp_path / "no") is None
     for name in ("iter_9", "iter_10", "iter_11", "best_loss_iter_12", "iter_x"):
@@ -79,8 +79,10 @@ def test_the_latest_checkpoint_goes_by_number_and_takes_no_half(tmp_path):
     (tmp_path / "iter_14").mkdir()
     (tmp_path / "iter_15").touch()
     assert latest_checkpoint(tmp_path) == tmp_path / "iter_11"
+    assert not capsys.readouterr().err
     (tmp_path / "iter_11/rest.pth").unlink()
     assert latest_checkpoint(tmp_path) == tmp_path / "iter_9"
+    assert f"{tmp_path / 'iter_11'} is damaged; passed over" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"run is no checkpoint, it is a folder; its newest .*_9$"):
         load_checkpoint(tmp_path.rename(tmp_path.with_name("run")))
 
