@@ -90,6 +90,8 @@ def fill(
             load_weights(model.denoiser, content["ema"], source)
         return
     if not use_ema:
+        if set(content) <= {"meta", "ema"}:
+            raise UserError(f"checkpoint {source} holds averaged weights alone, no raw ones")
         content = {key: value for key, value in content.items() if key != "ema"}
     kept = load_denoiser(model.denoiser, content, f"checkpoint {source}").kept
     if "embed_label.weight" in kept:

@@ -24,8 +24,8 @@ class ShiftedSNRGrid(Grid):
     """
 
     def __init__(self, num_steps: int, shift: float = 2.0) -> None:
-        if shift <= 0:
-            raise ValueError(f"shift must be positive, got {shift}")
+        if shift < 1:  # it would not begin with pure noise
+            raise ValueError(f"shift must be at least 1, got {shift}")
         self._even = SpacedGrid(num_steps)
         self.num_steps, self.shift = num_steps, shift
 

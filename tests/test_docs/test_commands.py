@@ -22,6 +22,11 @@ ELSEWHERE = {
     "--labels 3 7": "test_add_a_denoiser.py runs it",
     "python tools/infer.py configs/latte_ucf.py --checkpoint ucf101.pt --labels 3": "needs the "
     "public weights; test_load_denoiser.py samples a small file of their format",
+    "python tools/infer.py --checkpoint digits.safetensors --labels 3 7": "test_checkpoint.py "
+    "samples from such a file",
+    "python tools/checkpoint.py import DiT-XL-2-256x256.pt work_dirs/dit_xl2 --config "
+    "dit_xl2_imagenet_256": "needs the public weights; test_checkpoint.py imports a small file of "
+    "their format",
     "python tools/benchmark.py methods --budget 2000 --clips 50 --final-clips 200": "an hour; "
     "test_benchmark_methods.py runs it small",
     "python tools/benchmark.py samplers --plot samplers.png --out samplers.json": "a minute; "
@@ -60,6 +65,11 @@ def cut(words, work_dir, checkpoint):
     if name in ("tools/infer.py", "mmsora infer"):
         words = [str(checkpoint) if "/iter_" in word else word for word in words]
         return [*words, "--steps", "2", "--out", str(work_dir / "samples")]
+    if name == "tools/checkpoint.py":
+        words = [str(checkpoint) if "/iter_" in word else word for word in words]
+        if words[2] == "export":
+            words[4] = str(work_dir / words[4])
+        return words
     if name == "tools/quickstart.sh":
         few = ["--max-iters", "2", "--num-clips", "10", "--cfg-options", *SMALL[1:]]
         return [*words, "--work-dir", str(work_dir / "quick"), *few]

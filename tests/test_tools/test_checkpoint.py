@@ -153,6 +153,33 @@ def test_show_reads_no_tensor(checkpoint, call, monkeypatch, capsys):
     assert call("show", checkpoint) == 0
 
 
+def test_show_and_diff_of_profiles_and_of_several_processes(call, tmp_path, capsys):
+    content = {
+        "meta": {
+            "iter": 3,
+            "world_size": 2,
+            "cfg": '{"model": {}, "parallel": {"mode": "zero2"}}',
+        },
+        "ema_profiles": {"sigma_rel=0.1": {"a": torch.ones(3)}, "sigma_rel=0.2": {}},
+        "rng": {0: {"torch": torch.ones(2)}, 1: {"torch": torch.ones(2)}},
+    }
+    content["ema_profiles"]["sigma_rel=0.2"]["a"] = torch.ones(3, dtype=torch.bfloat16)
+    save_folder(content, tmp_path / "one")
+    content["ema_profiles"]["sigma_rel=0.2"]["a"][1] = 3
+    save_folder(content, tmp_path / "two")
+    call("show", tmp_path / "one")
+    text = capsys.readouterr().out
+    assert "saved by 2 processes, parallel mode zero2\n" in text
+    profiles = next(line for line in text.splitlines() if line.startswith("ema_profiles"))
+    assert profiles.split()[1:4] == ["2", "6", "18"]
+    assert profiles.endswith("1 float32, 1 bfloat16 (sigma_rel=0.1, sigma_rel=0.2)")
+    assert text.splitlines()[-1].endswith("2 float32 (0, 1)")
+    assert call("diff", tmp_path / "one", tmp_path / "two") == 1
+    text = capsys.readouterr().out
+    assert "largest difference 2 in sigma_rel=0.2/a, relative 2 in sigma_rel=0.2/a\n" in text
+    assert call("diff", tmp_path / "one", tmp_path / "two", "--tolerance", 2) == 0
+
+
 def test_show_of_other_files(call, public_weights, tmp_path, capsys):
     weights = public_weights("dit_small")
     torch.save({"ema": weights, "args": {"lr": 1.0}}, tmp_path / "public.pt")
@@ -186,6 +213,11 @@ def test_an_exported_file_samples_the_same_videos(call, checkpoint, tmp_path, wh
     exported = Inferencer(file)
     assert torch.equal(exported([3, 7], seed=2), expected)
     assert exported.classes == Inferencer(checkpoint).classes
+    if which == "ema":
+        with pytest.raises(UserError, match="holds averaged weights alone, no raw ones"):
+            Inferencer(file, use_ema=False)
+    else:
+        assert torch.equal(Inferencer(file, use_ema=False)([3, 7], seed=2), expected)
 
 
 def test_a_run_starts_from_an_exported_file(checkpoint, tmp_path, tiny_config):
@@ -289,6 +321,36 @@ def test_public_files_are_imported_and_exported(public_weights, tmp_path, call, 
         Inferencer(out)
 
 
+def test_an_image_file_into_a_model_of_videos(public_weights, tmp_path):
+    """What it has nothing for stays missing: the temporal layers, and labels."""
+    denoiser = dict(
+        type="ImageToVideo",
+        image=DENOISER["dit_small"],
+        after={r"blocks\.\d": 96},
+        layout="(b t) 1 n c",
+        frames=3,
+    )
+    config, theirs = Config(config_of(denoiser)), public_weights("dit_small", rows=10)
+    torch.save(theirs, tmp_path / "public.pt")
+    report = import_weights(tmp_path / "public.pt", tmp_path / "out", config)
+    assert report.kept
+    assert all(key.startswith("temporal.") for key in report.kept)
+    found = load_checkpoint(tmp_path / "out")["ema"]
+    labels = theirs.pop("y_embedder.embedding_table.weight")
+    assert torch.equal(found["image.embed_label.weight"], labels)
+    assert {key.partition(".")[0] for key in found} == {"image"}
+    model = DENOISERS.build(denoiser)
+    assert load_denoiser(model, tmp_path / "out").kept == report.kept
+    assert model.knows_null is False
+    with pytest.raises(UserError, match="ImageToVideo has no public format"):
+        export_weights(Stored(tmp_path / "out"), tmp_path / "x.pt", "public")
+
+    torch.save(theirs, tmp_path / "public.pt")
+    report = import_weights(tmp_path / "public.pt", tmp_path / "unlabelled", config)
+    assert "embed_label.weight" in report.kept
+    assert "image.embed_label.weight" not in load_checkpoint(tmp_path / "unlabelled")["ema"]
+
+
 def test_what_is_not_square_is_left_out_of_public_weights(fill_weights):
     init_default_scope("mmsora")
     options = DENOISER["latte_small_class"] | dict(size=(6, 4, 16), patch=(2, 2, 2))
@@ -340,6 +402,11 @@ def test_precision(checkpoint, tmp_path, name, dtype):
     found, full = load_file(file), load_checkpoint(checkpoint)["ema"]
     assert_same(found, {key: value.to(dtype) for key, value in full.items()})
     Inferencer(file)
+    more = load_checkpoint(checkpoint)
+    more["ema"]["count"] = torch.tensor(300)
+    save_folder(more, tmp_path / "more")
+    export_weights(Stored(tmp_path / "more"), tmp_path / "count.safetensors", dtype=name)
+    assert load_file(tmp_path / "count.safetensors")["count"].dtype == torch.int64
     error = max((found[k].float() - full[k]).abs().max().item() for k in full)
     compared = compare(Stored(checkpoint), Stored(file))
     assert compared.parts[0].largest[0] == pytest.approx(error, abs=1e-12)
@@ -383,6 +450,25 @@ def test_diff(call, checkpoint, tmp_path, capsys):
     assert text.endswith("they differ\n")
 
 
+@pytest.mark.parametrize("what", ["added", "missing", "shape", "value", "config", "run", "none"])
+def test_each_difference_counts(tmp_path, what):
+    ema = {"x": torch.ones(2), "y": torch.zeros(3)}
+    other, cfg = dict(ema), {"model": {"heads": 2}, "work_dir": "a"}
+    changes = {
+        "added": {"z": ema["x"]},
+        "shape": {"x": torch.ones(1)},
+        "value": {"y": ema["y"] + 1},
+    }
+    save_checkpoint({"meta": {"cfg": json.dumps(cfg)}, "ema": ema}, tmp_path / "a.pth")
+    other |= changes.get(what, {})
+    if what == "missing":
+        del other["x"]
+    cfg |= {"config": {"model": {"heads": 4}}, "run": {"work_dir": "b"}}.get(what, {})
+    save_checkpoint({"meta": {"cfg": json.dumps(cfg)}, "ema": other}, tmp_path / "b.pth")
+    found = compare(Stored(tmp_path / "a.pth"), Stored(tmp_path / "b.pth"))
+    assert found.differs(0.5) is (what not in ("run", "none"))
+
+
 def test_diff_of_an_average_and_of_a_magnitude(call, tmp_path, capsys):
     a = {"x": torch.tensor([1.0, -4.0]), "y": torch.tensor([0.0, torch.nan])}
     b = {"x": torch.tensor([1.5, -4.0]), "y": torch.tensor([0.1, torch.nan])}
@@ -415,6 +501,12 @@ def test_mistakes_are_one_line(fails, checkpoint, tmp_path, tiny_run):
     assert "holds no raw weights" in fails(
         "export", tmp_path / "empty.pth", tmp_path / "y.safetensors", "--raw"
     )
+    assert "holds no weights of a checkpoint" in fails(
+        "export", tmp_path / "empty.pth", tmp_path / "y.safetensors"
+    )
+    (tmp_path / "half.py").write_text("work_dir = 'x'\n")
+    words = ("import", checkpoint, tmp_path / "out", "--config", tmp_path / "half.py")
+    assert "the config has no model" in fails(*words)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
@@ -441,6 +533,10 @@ def test_a_kill_leaves_the_old_folder(folder_of, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         export_weights(Stored(folder), out, "diffusers", which="raw", force=True)
     assert digests(out) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"iter_3", "model"}
+    monkeypatch.undo()
+    export_weights(Stored(folder), out, "diffusers", which="raw", force=True)
+    assert digests(out) != before
     assert {path.name for path in tmp_path.iterdir()} == {"iter_3", "model"}
 
 

@@ -79,7 +79,9 @@ def test_the_latest_checkpoint_goes_by_number_and_takes_no_half(tmp_path, capsys
     (tmp_path / "iter_14").mkdir()
     (tmp_path / "iter_15").touch()
     assert latest_checkpoint(tmp_path) == tmp_path / "iter_11"
-    assert not capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "iter_14 is damaged; passed over" in told
+    assert "iter_11" not in told
     (tmp_path / "iter_11/rest.pth").unlink()
     assert latest_checkpoint(tmp_path) == tmp_path / "iter_9"
     assert f"{tmp_path / 'iter_11'} is damaged; passed over" in capsys.readouterr().err

@@ -67,16 +67,16 @@ def export_weights(
     """
     out = Path(out)
     part, names = _names_of(stored, which)
-    denoiser = _on_meta(config_of({"meta": stored.meta}, stored.path))
+    cfg = config_of({"meta": stored.meta}, stored.path)
+    _check_free(out, force, is_ours=form == "diffusers" and (out / CONFIG_FILE).is_file())
     weights = {key: stored.read(name) for key, name in names.items()}
     if dtype is not None:
         weights = {
             k: v.to(DTYPES[dtype]) if v.is_floating_point() else v for k, v in weights.items()
         }
-    _check_free(out, force, is_ours=form == "diffusers" and (out / CONFIG_FILE).is_file())
-    written = FORMATS[form](out, weights, denoiser, _kept(stored.meta, part))
+    written = FORMATS[form](out, weights, cfg, _kept(stored.meta, part))
     average = "averaged" if part == "ema" else "raw"
-    return f"{average} weights of {type(denoiser).__name__}, {len(weights)} tensors, {written}"
+    return f"{average} weights of {_kind(cfg)}, {len(weights)} tensors, {written}"
 
 
 def _names_of(stored: Stored, which: str | None) -> tuple[str, dict[str, str]]:
@@ -96,15 +96,22 @@ def _names_of(stored: Stored, which: str | None) -> tuple[str, dict[str, str]]:
         names = {k.removeprefix(start): v for k, v in found.items() if k.startswith(start)}
         if names and which != "ema":
             return "model", names
-    wanted = {"ema": "averaged", "raw": "raw"}.get(which or "", "")
+    wanted = {"ema": "averaged ", "raw": "raw "}.get(which or "", "")
     hint = "" if "cfg" in stored.meta else "; import it first, with its config"
-    raise UserError(f"{stored.path} holds no {wanted} weights of a checkpoint of ours{hint}")
+    raise UserError(f"{stored.path} holds no {wanted}weights of a checkpoint of ours{hint}")
 
 
-def _on_meta(cfg: Config) -> nn.Module:
+def _build(cfg: Config) -> Any:
+    if "model" not in cfg:
+        raise UserError("the config has no model, so no denoiser")
     init_default_scope("mmsora")
-    with user_errors(), torch.device("meta"):
+    with user_errors():
         return DENOISERS.build(cfg.model.denoiser)
+
+
+def _kind(cfg: Config) -> str:
+    """The denoiser's class; a config in a checkpoint has its dotted name."""
+    return cfg.model.denoiser.type.rpartition(".")[2]
 
 
 def _kept(meta: Mapping[str, Any], part: str) -> dict[str, Any]:
@@ -126,7 +133,7 @@ def _check_free(out: Path, force: bool, is_ours: bool) -> None:
 
 
 def _write_safetensors(
-    out: Path, weights: dict[str, Tensor], denoiser: nn.Module, meta: dict[str, Any]
+    out: Path, weights: dict[str, Tensor], cfg: Config, meta: dict[str, Any]
 ) -> str:
     if out.suffix != ".safetensors":
         raise UserError(f"{out} must end in .safetensors")
@@ -134,9 +141,9 @@ def _write_safetensors(
     return "with their config"
 
 
-def _write_public(
-    out: Path, weights: dict[str, Tensor], denoiser: nn.Module, meta: dict[str, Any]
-) -> str:
+def _write_public(out: Path, weights: dict[str, Tensor], cfg: Config, meta: dict[str, Any]) -> str:
+    with torch.device("meta"):
+        denoiser = _build(cfg)
     theirs = public_weights(denoiser, weights)
     if out.suffix == ".safetensors":
         write_weights_file(out, theirs)
@@ -148,11 +155,13 @@ def _write_public(
 
 
 def _write_diffusers(
-    out: Path, weights: dict[str, Tensor], denoiser: nn.Module, meta: dict[str, Any]
+    out: Path, weights: dict[str, Tensor], cfg: Config, meta: dict[str, Any]
 ) -> str:
-    network: Any = denoiser  # of the class: a network within another one cannot speak for it
-    theirs = network.diffusers_config if hasattr(type(denoiser), "diffusers_config") else None
-    config = theirs or {"_class_name": type(denoiser).__name__, "_mmsora_version": __version__}
+    with torch.device("meta"):
+        denoiser = _build(cfg)
+    # Of the class: a network within another one cannot speak for it.
+    theirs = denoiser.diffusers_config if hasattr(type(denoiser), "diffusers_config") else None
+    config = theirs or {"_class_name": _kind(cfg), "_mmsora_version": __version__}
     with _whole_folder(out) as folder:
         write_weights_file(folder / WEIGHTS_FILE, weights)
         write_json(folder / CONFIG_FILE, {**config, CONFIG_KEY: meta})
@@ -177,9 +186,9 @@ def _whole_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             os.replace(path, old)
         os.replace(new, path)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
-        for folder in (new, old):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def public_weights(denoiser: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -219,9 +228,7 @@ def _public_name(key: str, public_keys: Sequence[tuple[str, str]]) -> str:
         group = re.search(r"\(.*\)", pattern)
         theirs = pattern.replace(group[0], r"\1") if group else pattern
         found = re.escape(ours).replace(r"\\1", group[0] if group else "")
-        key, count = re.subn(f"^{found}", theirs.replace(r"\.", "."), key)
-        if count:
-            break
+        key = re.sub(f"^{found}", theirs.replace(r"\.", "."), key)
     return key
 
 
@@ -254,8 +261,7 @@ def import_weights(
     cfg = config or config_of(content, source)
     init_default_scope("mmsora")
     check_config(cfg)
-    with user_errors():
-        denoiser = DENOISERS.build(cfg.model.denoiser)
+    denoiser = _build(cfg)
     report = load_denoiser(denoiser, content, str(source))
     weights = {k: v for k, v in denoiser.state_dict().items() if not _is_kept(k, report.kept)}
     for key in weights:
