@@ -14,6 +14,7 @@ from mmengine.registry import init_default_scope
 from mmsora.apis import build_model
 from mmsora.registry import DATASETS, RUNNERS
 from mmsora.structures import VideoSample
+from mmsora.utils.checkpoint import load_checkpoint
 from mmsora.utils.config_check import apply_overrides
 from mmsora.utils.config_names import load_config
 from mmsora.utils.draws import Draws
@@ -97,7 +98,7 @@ def test_it_trains_resumes_and_is_sampled(ucf, vae, tmp_path, tool):
         words = [f"{key}={value}" for key, value in changes.items()]
         words = ["latte_ucf", "--work-dir", tmp_path / "run", *resume, "--cfg-options", *words]
         tool("train").main([str(word) for word in words])
-    weights = torch.load(tmp_path / "run/iter_20", weights_only=True)["state_dict"]
+    weights = load_checkpoint(tmp_path / "run/iter_20")["state_dict"]
     assert not any(key.startswith("vae.") for key in weights)
 
     out = tmp_path / "out"
