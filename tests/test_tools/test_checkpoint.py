@@ -160,6 +160,7 @@ def test_show_and_diff_of_profiles_and_of_several_processes(call, tmp_path, caps
             "world_size": 2,
             "cfg": '{"model": {}, "parallel": {"mode": "zero2"}}',
         },
+        "state_dict": {"denoiser.a": torch.ones(3), "alignment.projector.b": torch.ones(5)},
         "ema_profiles": {"sigma_rel=0.1": {"a": torch.ones(3)}, "sigma_rel=0.2": {}},
         "rng": {0: {"torch": torch.ones(2)}, 1: {"torch": torch.ones(2)}},
     }
@@ -170,6 +171,7 @@ def test_show_and_diff_of_profiles_and_of_several_processes(call, tmp_path, caps
     call("show", tmp_path / "one")
     text = capsys.readouterr().out
     assert "saved by 2 processes, parallel mode zero2\n" in text
+    assert "the denoiser: 3 values" in text
     profiles = next(line for line in text.splitlines() if line.startswith("ema_profiles"))
     assert profiles.split()[1:4] == ["2", "6", "18"]
     assert profiles.endswith("1 float32, 1 bfloat16 (sigma_rel=0.1, sigma_rel=0.2)")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmsora.models.alignments.image_encoder import ImageEncoder
+from mmsora.models.conditioners.image import CLIPImage
 from mmsora.models.layers.attention import Attention
 from mmsora.models.layers.feed_forward import FeedForward
 from mmsora.models.text_encoders.text_encoder import TextEncoder
@@ -17,8 +18,11 @@ __all__ = ["outline_encoders"]
 
 WORDS = 49408  # that CLIP knows
 PATCH, PLACES = 14, 1370  # of DINOv2: side of a patch, rows of its table of positions
+VIEW = 1 + (224 // PATCH) ** 2  # tokens of an image to CLIP, with the same patches
 # Layers and heads by width: CLIP of ViT-B, L and H, and of G; DINOv2 S, B, L and g.
 CLIP_SIZES = {512: (12, 8), 768: (12, 12), 1024: (24, 16), 1280: (32, 20)}
+# Layers, heads and width by the width of the embedding: CLIP's ViT-L and H of images.
+VISION_SIZES = {768: (24, 16, 1024), 1024: (32, 16, 1280)}
 DINO_SIZES = {384: (12, 6), 768: (12, 12), 1024: (24, 16), 1536: (40, 24)}
 
 
@@ -72,6 +76,15 @@ def outline_encoders(model: nn.Module, without_text: bool) -> None:
             tables = 3 * PATCH**2 + PLACES + 3  # the bias, and tokens for the class and the mask
             module.outline = _network(module, DINO_SIZES, tables, scales=True)
             module.forward = partial(_image_features, module)  # type: ignore[method-assign]
+        elif isinstance(module, CLIPImage) and module.model is None:
+            if module.width not in VISION_SIZES:
+                raise UserError(
+                    f"no CLIPImage of width {module.width} is known to the estimate; known widths "
+                    f"are {', '.join(map(str, VISION_SIZES))}"
+                )
+            network = _Transformer(3 * PATCH**2 + VIEW, *VISION_SIZES[module.width], scales=False)
+            module.model = network.requires_grad_(False)
+            module.forward = partial(_image_embedding, module)  # type: ignore[method-assign]
 
 
 def _network(
@@ -96,6 +109,13 @@ def _text_states(encoder: TextEncoder, texts: Sequence[str]) -> tuple[Tensor, Te
     states, mask = torch.empty(shape, device="meta"), torch.ones(shape[:2], dtype=torch.bool)
     network = getattr(encoder, "outline", None)
     return (states if network is None else network(states[:, None])[:, 0].float()), mask
+
+
+@torch.no_grad()
+def _image_embedding(encoder: CLIPImage, image: Tensor) -> Tensor:
+    tables: Tensor = encoder.model.tables
+    tokens = F.linear(image.new_empty(1, 1, VIEW, 3 * PATCH**2), tables[: 3 * PATCH**2].T)
+    return encoder.model(tokens)[0, 0, 0, : encoder.width].float()
 
 
 @torch.no_grad()
