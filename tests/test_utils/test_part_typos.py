@@ -28,6 +28,7 @@ NEEDED = {
     "LogSNRGrid": dict(num_steps=5),
     "ShiftedGrid": dict(num_steps=5),
     "LinearQuadraticGrid": dict(num_steps=5),
+    "ShiftedSNRGrid": dict(num_steps=5),
 }
 # Where the parts stand that derive from what; a part inside another, by the other's config.
 PLACES = {
