@@ -103,7 +103,7 @@ def test_what_the_file_holds_is_not_run_again(run, methods, tool, monkeypatch, c
     printed = capsys.readouterr().out
     assert "[methods] iddpm: " in printed
     assert "| rf-uniform | 2 | " in printed
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit):
         command(methods, tool, run.out, *run.arguments, "--seed", "1")
     assert measured == ["rf-uniform"]
     assert run.out.read_bytes() == before
@@ -121,7 +121,7 @@ def test_each_method_is_written_when_it_is_done(methods, tool, monkeypatch, tmp_
     monkeypatch.setattr(methods, "build_judge", lambda options: None)
     out = tmp_path / "figures.json"
     chosen = ["--precision", "off", "--methods", "iddpm", "rf-uniform"]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit):
         command(methods, tool, out, *chosen)
     assert json.loads(out.read_text())["methods"] == {"iddpm": record}
 

@@ -111,7 +111,7 @@ def optimizer(case: Case, what: str, options: Any) -> list[Row]:
 def hook_update(model: nn.Module) -> Callable[[], None]:
     """A call that updates our hook's average of a model."""
     hook = DenoiserEMAHook(decay=DECAY, warmup=False)
-    wrapper = SimpleNamespace(_accumulative_counts=1)
+    wrapper = SimpleNamespace(stepped=True)
     runner: Any = SimpleNamespace(
         model=SimpleNamespace(denoiser=model), optim_wrapper=wrapper, iter=0, max_iters=1
     )
