@@ -106,8 +106,8 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
 def add_cascade(parser: argparse.ArgumentParser) -> None:
     """Options of ``cascade``."""
     add = parser.add_argument
-    add("--iters", type=int, default=1500, help="of stage C; the others go by it")
-    add("--clips", type=int, default=200, help="to sample of each cascade")
+    add("--iters", type=int, default=2000, help="of stage C on images; others go by it")
+    add("--clips", type=int, default=100, help="to sample of each cascade")
     add("--precision", default="off", choices=["off", "bf16"], help="of the networks")
     add("--work-dir", default="work_dirs/cascade")
     add("--plot", help="PNG file to write")

@@ -90,11 +90,12 @@ def print_more(cfg: "Config", found: "Estimate", name: str) -> None:
         found: Its estimate.
         name: Of the GPU.
     """
-    from mmsora.apis.estimate import advise, largest_batch
+    from mmsora.apis.estimate import advise
+    from mmsora.apis.estimate.report import most_samples
     from mmsora.utils.gpus import GPUS
 
     gpu, count = GPUS[name], found.processes
-    print(f"\nlargest batch on each {gpu.title}: {largest_batch(cfg, gpu.memory, count)}")
+    print(f"\nlargest batch on each {gpu.title}: {most_samples(cfg, gpu.memory, count)}")
     if found.total <= gpu.memory:
         return
     advice = list(advise(cfg, gpu.memory, count))
@@ -109,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     with user_errors_as_one_line():
         from mmsora.apis.estimate import estimate
-        from mmsora.apis.estimate.report import as_dict, lines, machine_of, table
+        from mmsora.apis.estimate.report import as_dict, gpus_of, lines, machine_of, table
         from mmsora.utils.gpus import GPUS
 
         if args.all:
@@ -118,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
             return
         cfg, machine = prepare(args), machine_of(args.layout)
         name = args.gpu or (machine.gpu if machine else None)
-        found = estimate(cfg, args.gpus or (machine.gpus if machine else 1))
+        found = estimate(cfg, gpus_of(args.layout, args.gpus))
         chosen = {key: gpu for key, gpu in GPUS.items() if name in (None, key)}
         if args.json:
             print(json.dumps(as_dict(found, chosen, args.mfu), indent=2))

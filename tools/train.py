@@ -6,6 +6,7 @@ python tools/train.py latte_moving_digits --amp bf16 --cfg-options train_cfg.max
 
 import argparse
 import atexit
+import logging
 import os
 import re
 import sys
@@ -19,6 +20,13 @@ from mmsora.utils.cli_options import key_values
 from mmsora.utils.user_error import UserError, user_errors_as_one_line
 
 MODES = ("none", "ddp", "zero1", "zero2", "zero3")
+# Options that set one key of the config.
+FLAGS = {
+    "amp": "optim_wrapper.precision",
+    "parallel": "parallel.mode",
+    "sequence": "parallel.sequence",
+    "seed": "randomness.seed",
+}
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -137,16 +145,7 @@ def prepare(args: argparse.Namespace) -> "Config":
     check_config(cfg)
     if args.layout is not None:
         apply_choice(cfg, "layouts", args.layout)
-    overrides: dict[str, Any] = dict(args.cfg_options)
-    if args.amp is not None:
-        overrides["optim_wrapper.precision"] = args.amp
-    if args.parallel is not None:
-        overrides["parallel.mode"] = args.parallel
-    if args.sequence is not None:
-        overrides["parallel.sequence"] = args.sequence
-    if args.seed is not None:
-        overrides["randomness.seed"] = args.seed
-    apply_overrides(cfg, overrides)
+    apply_overrides(cfg, overrides_of(args))
     if args.auto_scale_lr:
         if "auto_scale_lr" not in cfg:
             raise UserError(
@@ -158,6 +157,8 @@ def prepare(args: argparse.Namespace) -> "Config":
     cfg.default_scope = cfg.get("default_scope") or "mmsora"
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or f"work_dirs/{Path(args.config).stem}"
+    if not args.dry_run:
+        check_work_dir(Path(cfg.work_dir), args.resume is not None or cfg.get("resume", False))
     if args.resume is not None:
         found = latest_checkpoint(cfg.work_dir) if args.resume == "auto" else Path(args.resume)
         if found is None:
@@ -170,15 +171,61 @@ def prepare(args: argparse.Namespace) -> "Config":
     return cfg
 
 
+def overrides_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What options of the command line set in the config, by dotted keys."""
+    overrides: dict[str, Any] = dict(args.cfg_options)
+    for name, key in FLAGS.items():
+        value = getattr(args, name)
+        if value is not None and key in overrides:
+            raise UserError(
+                f"--{name} {value} and --cfg-options {key}={overrides[key]} set the same; give one"
+            )
+        if value is not None:
+            overrides[key] = value
+    return overrides
+
+
+def check_work_dir(work_dir: Path, goes_on: bool) -> None:
+    """Refuse a file, and what an earlier run left unless this one may find it there."""
+    from mmsora.utils.checkpoint import numbered_checkpoints
+
+    there = next((path for path in (work_dir, *work_dir.parents) if path.exists()), work_dir)
+    if there.exists() and not there.is_dir():
+        raise UserError(f"--work-dir {work_dir}: {there} is a file, no folder")
+    left = numbered_checkpoints(work_dir)
+    if left and not goes_on:
+        raise UserError(
+            f"{work_dir} holds {left[-1].name} of an earlier run; go on with --resume, or take "
+            "another --work-dir"
+        )
+
+
+def world_of(args: argparse.Namespace) -> int | None:
+    """The number of processes; None in a dry run without a launcher, which stands for any."""
+    from mmsora.engine.parallel.launch import environment_of
+
+    if args.launcher == "none":
+        return None if args.dry_run else 1
+    return int(environment_of(args.launcher, os.environ)["WORLD_SIZE"])
+
+
+def check_layout(layout: str | None, world: int | None) -> None:
+    """Refuse the settings for another number of cards: the global batch would be another."""
+    count = re.match(r"(\d+)x", layout or "")
+    if count and world is not None and int(count[1]) != world:
+        raise UserError(
+            f"--layout {layout} is for {count[1]} processes, one for each card; the number of "
+            f"processes is {world}"
+        )
+
+
 def dry_run(cfg: "Config") -> None:
     """Build the model without memory and the data as it is, and say what would be trained."""
     import torch
-    from mmengine.registry import init_default_scope
 
     from mmsora.registry import DATASETS, MODELS
     from mmsora.utils.config_check import user_errors
 
-    init_default_scope("mmsora")
     with user_errors(), torch.device("meta"):
         denoiser = MODELS.build(cfg.model).denoiser
     with user_errors():
@@ -192,30 +239,30 @@ def dry_run(cfg: "Config") -> None:
     print(f"work dir    {cfg.work_dir}")
 
 
-def check_fit(cfg: "Config") -> None:
+def check_fit(cfg: "Config", world: int) -> None:
     """Refuse what cannot fit on the GPUs, where there are any."""
     import torch
 
     if not torch.cuda.is_available():
         return
     from mmsora.apis.estimate import refuse_what_cannot_fit
-    from mmsora.engine.parallel.launch import environment_of
 
-    world = "1"
-    if cfg.launcher != "none":
-        world = environment_of(cfg.launcher, os.environ)["WORLD_SIZE"]
     gpus = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
-    refuse_what_cannot_fit(cfg, min(gpu.total_memory for gpu in gpus), int(world))
+    refuse_what_cannot_fit(cfg, min(gpu.total_memory for gpu in gpus), world)
 
 
 def train(args: argparse.Namespace) -> None:
     """Train, or check that it can be done."""
-    cfg = prepare(args)
-    if args.dry_run:
+    from mmsora.engine.config_values import check_values
+
+    cfg, world = prepare(args), world_of(args)
+    check_layout(args.layout, world)
+    check_values(cfg, world)
+    if args.dry_run or world is None:
         dry_run(cfg)
         return
     if not args.skip_fit_check:
-        check_fit(cfg)
+        check_fit(cfg, world)
     from mmsora.registry import RUNNERS
     from mmsora.utils.config_check import user_errors
 
@@ -250,6 +297,8 @@ def leaving() -> Iterator[None]:
 def main(argv: list[str] | None = None) -> None:
     """Run the program."""
     args = parse_args(argv)
+    if os.environ.get("MMSORA_TRACEBACK") != "1":
+        logging.raiseExceptions = False  # a disk that is full is told once
     with ExitStack() as stack:
         if args.launcher != "none":
             stack.enter_context(leaving())

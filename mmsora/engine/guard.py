@@ -13,6 +13,7 @@ from mmengine.logging import MessageHub, print_log
 from mmsora.models.latent_diffusion import TrainedBatch
 from mmsora.structures.video_sample import VideoSample
 from mmsora.utils.user_error import UserError
+from mmsora.utils.values import check_number, check_whole
 
 __all__ = ["UpdateGuard", "Verdict"]
 
@@ -59,11 +60,10 @@ class UpdateGuard:
     def __init__(
         self, spike_factor: float | None = None, average_over: int = 100, max_skips: int = 20
     ) -> None:
-        if spike_factor is not None and spike_factor <= 1:
-            raise ValueError(f"spike_factor must be above 1, got {spike_factor}")
-        for name, value in (("average_over", average_over), ("max_skips", max_skips)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        if spike_factor is not None:
+            check_number("guard.spike_factor", spike_factor, above=1)
+        check_whole("guard.average_over", average_over)
+        check_whole("guard.max_skips", max_skips)
         self.spike_factor, self.average_over, self.max_skips = (
             spike_factor,
             average_over,
@@ -112,10 +112,12 @@ class UpdateGuard:
         hub = MessageHub.get_current_instance()
         iteration = hub.get_info("iter", 0) + 1
         if self._in_a_row >= self.max_skips:
+            has_saved = hub.get_info("last_ckpt") is not None
+            again = "the last checkpoint is from before, go on from it" if has_saved else "begin"
             raise UserError(
                 f"{self._in_a_row} updates in a row were skipped, the last at iteration "
-                f"{iteration}: {cause}; the last checkpoint is from before, go on from it with "
-                "a lower learning rate or without these samples"
+                f"{iteration}: {cause}; {again} with a lower learning rate or without these "
+                "samples"
             )
         if overflows:
             return Verdict.OVERFLOW
@@ -182,6 +184,6 @@ def _cause(norm: float, average: float, suspects: Sequence[_Suspect]) -> str:
         return "; ".join(what) + ("; and more" if len(bad) > NAMED else "")
     cause = "gradients are not finite"
     if math.isfinite(norm):
-        cause = f"gradient norm {norm:.4g} is {norm / average:.1f} times its average"
+        cause = f"gradient norm {norm:.4g} is {norm / average:.3g} times its average"
     largest = ", ".join(f"{suspect.loss:.4g} of {suspect}" for suspect in suspects[:NAMED])
     return cause + (f"; the largest losses are {largest}" if largest else "")

@@ -18,6 +18,7 @@ from mmsora.engine.parallel.gradients import (
     gradient_norm,
 )
 from mmsora.registry import OPTIM_WRAPPERS
+from mmsora.utils.values import check_number, check_whole
 
 __all__ = ["AutocastOptimWrapper"]
 
@@ -60,6 +61,8 @@ class AutocastOptimWrapper(OptimWrapper):
     ) -> None:
         if precision not in DTYPES:
             raise ValueError(f"precision must be one of {', '.join(DTYPES)}; got {precision!r}")
+        check_whole("accumulative_counts", accumulative_counts)
+        check_whole("clip_from", clip_from, least=0)
         super().__init__(optimizer, accumulative_counts)
         self.clip_from = clip_from
         self._clip = _checked_clip(clip_grad or {})
@@ -143,4 +146,6 @@ def _checked_clip(clip_grad: dict[str, Any]) -> dict[str, Any]:
     if unknown or (limits and not limits.keys() & {"max_norm", "clip_value"}):
         known = " and ".join(sorted(CLIPS[kind]))
         raise ValueError(f"clip_grad of type {kind} takes {known}; got {', '.join(limits)}")
+    for name, value in limits.items():
+        check_number(f"clip_grad.{name}", value)
     return limits

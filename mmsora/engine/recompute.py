@@ -14,6 +14,7 @@ from torch.utils.checkpoint import (
 from torch.utils.flop_counter import flop_registry
 
 from mmsora.engine.blocks import blocks_of
+from mmsora.utils.values import check_whole
 
 __all__ = ["ActivationCheckpointing"]
 
@@ -47,10 +48,12 @@ class ActivationCheckpointing:
                 "activation_checkpointing: mode='every' goes with every=2, or another number; "
                 f"got mode={mode!r}, every={every}"
             )
-        if every is not None and every < 2:
+        if every is not None:
+            check_whole("activation_checkpointing.every", every)
+        if every == 1:
             raise ValueError(
-                f"activation_checkpointing.every must be at least 2, got {every}; for all blocks "
-                "there is mode='full'"
+                "activation_checkpointing.every must be at least 2, got 1; for all blocks there "
+                "is mode='full'"
             )
         self.mode, self.every = mode, every
 

@@ -1,10 +1,11 @@
 """A Runner that saves and resumes a run."""
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from itertools import islice, repeat
+from itertools import dropwhile, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from mmsora.utils.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     load_denoiser,
+    numbered_checkpoints,
     plain,
 )
 from mmsora.utils.checkpoint_folder import (
     CheckpointFolder,
     is_folder,
+    is_whole,
     save_folder,
     save_folder_behind,
 )
@@ -220,6 +223,7 @@ class ResumableRunner(Runner):
         """
         folder = self.resumed = self.resumed or _open(filename)
         rest, loop = folder.rest, self.train_loop
+        self._tell_damaged(Path(filename))
         self._tell_changes(rest["meta"], filename)
         loop._epoch, loop._iter = rest["meta"]["epoch"], rest["meta"]["iter"]
         self.message_hub.load_state_dict(rest["message_hub"])
@@ -240,6 +244,12 @@ class ResumableRunner(Runner):
         self._resume_data()
         self._has_loaded = True
         self.logger.info(f"resumed from {filename}, iteration {loop._iter}")
+
+    def _tell_damaged(self, path: Path) -> None:
+        """What was passed over stands in the log."""
+        for other in dropwhile(path.__ne__, numbered_checkpoints(path.parent)):
+            if not is_whole(other):
+                self.logger.warning(f"{other} is damaged; passed over")
 
     def _tell_changes(self, meta: Mapping[str, Any], filename: str) -> None:
         kept, now = (
@@ -311,9 +321,12 @@ class ResumableRunner(Runner):
             self._resume_random_state()
             return
         batches, done = loop.dataloader_iterator, loop._iter
+        is_there = self._sampler_of(loop.dataloader) is not None
+        if is_there:
+            self.logger.addFilter(_skips_no_data)
 
         def from_here() -> Iterator[Any]:
-            is_there = self._sampler_of(loop.dataloader) is not None
+            self.logger.removeFilter(_skips_no_data)
             yield from repeat(None, done) if is_there else islice(batches, done)
             self._resume_random_state()
             yield from batches
@@ -331,6 +344,11 @@ class ResumableRunner(Runner):
             f"saved by {meta['world_size']} processes, resumed by {self.world_size}: new random "
             "states are derived from seed, iteration and rank"
         )
+
+
+def _skips_no_data(record: logging.LogRecord) -> bool:
+    """Whether a line is another than the one by which MMEngine's loop says that it skips data."""
+    return not record.getMessage().startswith("Advance dataloader")
 
 
 class _InfinitePlace:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from mmsora.engine.hooks.ema_hook import denoiser_of
+from mmsora.engine.hooks.report_hook import reporting_failure
 from mmsora.engine.hooks.watchdog_hook import naming_lost_ranks
 from mmsora.engine.optim_wrapper import DTYPES, AutocastOptimWrapper
 from mmsora.engine.parallel.launch import join
@@ -49,13 +50,8 @@ class SoraRunner(ResumableRunner):
         if self.distributed and not is_distributed():
             join(self.launcher, env_cfg.get("dist_cfg", {}))
         super().setup_env(env_cfg)
-        wanted = Parallel(**self.cfg.get("parallel") or {})
-        self.plan = wanted.for_world(self.world_size)
-        if self.plan.mode != "none" and not self.distributed:
-            raise UserError(
-                f"parallel.mode={self.plan.mode!r} is for processes that a launcher starts, one "
-                "as well as many: bash tools/dist_train.sh CONFIG GPUS"
-            )
+        wanted = Parallel.of(self.cfg.get("parallel"))
+        self.plan = wanted.for_start(self.world_size, self.distributed)
         self.mesh = make_mesh(self.plan, self.world_size)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
@@ -153,8 +149,8 @@ class SoraRunner(ResumableRunner):
         super().load_or_resume()
 
     def train(self) -> nn.Module:
-        """Train; of several processes one that dies is named by the others."""
-        with naming_lost_ranks(self):
+        """Train; an error is reported, and of several processes one that dies is named."""
+        with naming_lost_ranks(self), reporting_failure(self):
             return super().train()
 
     def get_hooks_info(self) -> str:

@@ -26,6 +26,7 @@ __all__ = [
     "load_checkpoint",
     "load_denoiser",
     "load_weights",
+    "numbered_checkpoints",
     "plain",
     "save_checkpoint",
 ]
@@ -378,13 +379,17 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
     Returns:
         Its path, or None when there is none.
     """
-    numbered = ((_numbered(path), path) for path in Path(work_dir).glob("iter_*"))
-    found = sorted((number, path) for number, path in numbered if number is not None)
-    for _, path in reversed(found):
+    for path in reversed(numbered_checkpoints(work_dir)):
         if is_whole(path):
             return path
         print(f"warning: {path} is damaged; passed over", file=sys.stderr, flush=True)
     return None
+
+
+def numbered_checkpoints(work_dir: str | Path) -> list[Path]:
+    """The ``iter_N`` of a run, damaged ones too, by their numbers."""
+    numbered = ((_numbered(path), path) for path in Path(work_dir).glob("iter_*"))
+    return [path for _, path in sorted((n, path) for n, path in numbered if n is not None)]
 
 
 def _numbered(path: Path) -> int | None:

@@ -9,6 +9,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# Where launchers say which of several processes this is.
+RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+
 
 class UserError(Exception):
     """A mistake of the user: commands print it as one line and exit with code 2."""
@@ -28,8 +31,11 @@ def user_errors_as_one_line() -> Iterator[None]:
             raise
         # An error of a loader's worker comes with that process's traceback before it.
         line = re.sub(r"^mmsora\.[\w.]+: ", "", str(error).strip().splitlines()[-1])
-        if os.environ.get("RANK", "0") != "0":
-            time.sleep(2)  # the first process speaks for all, and its end is that of the others
+        if _rank() != "0":
+            # The first process speaks for all, and its end is that of the others; if only this
+            # one fails, it is this one's to say.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(10)
         print(f"error: {line}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -41,3 +47,7 @@ def user_errors_as_one_line() -> Iterator[None]:
             raise
         print(f"error: {error.strerror}; make room on the disk", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _rank() -> str:
+    return next((os.environ[name] for name in RANKS if name in os.environ), "0")

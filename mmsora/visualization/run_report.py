@@ -227,6 +227,8 @@ def _warnings(curves: Mapping[str, Curve], run: Mapping[str, Any]) -> str:
         )
     if run.get("status") == "interrupted":
         found.append("the run was interrupted and saved; go on with --resume")
+    if "error" in run:
+        found.append(f"the run ended with an error: {run['error']}")
     return f'<div class="warnings">{content(found)}</div>' if found else ""
 
 

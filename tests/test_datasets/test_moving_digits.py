@@ -164,3 +164,9 @@ def test_iteration_ends():
 def test_impossible_datasets_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         MovingDigits(**arguments)
+
+
+def test_channels_are_all_alike():
+    grey, coloured = MovingDigits(num_frames=3)[7], MovingDigits(num_frames=3, channels=3)[7]
+    assert coloured["inputs"].shape == (3, 3, 16, 16)
+    assert all(torch.equal(channel[None], grey["inputs"]) for channel in coloured["inputs"])

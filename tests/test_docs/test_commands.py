@@ -31,6 +31,8 @@ ELSEWHERE = {
     "test_benchmark_methods.py runs it small",
     "python tools/benchmark.py samplers --plot samplers.png --out samplers.json": "a minute; "
     "test_benchmark_samplers.py runs it small",
+    "python tools/benchmark.py cascade --plot docs/assets/cascade_digits.png": "a quarter of an "
+    "hour; test_benchmark_cascade.py runs it small",
     "python tools/report.py work_dirs/latte_moving_digits": "test_report.py runs it",
     "bash tools/run_tests.sh": "it runs this test",
     "bash tools/run_tests.sh --slow": "it runs the slow tests",

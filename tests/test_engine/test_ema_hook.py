@@ -243,6 +243,12 @@ def test_a_new_run_in_the_same_place_makes_a_series_of_its_own(tiny_config):
     assert f"averages of the weights: {names}\n" in log
 
 
+def test_what_is_no_profile_is_refused():
+    """As ``--cfg-options`` makes it of a list of dicts."""
+    with pytest.raises(ValueError, match=r"profiles: 'dict\(sigma_rel=0.1\)' is neither a prof"):
+        DenoiserEMAHook(profiles=["dict(sigma_rel=0.1)"])
+
+
 def test_an_average_cannot_begin_in_the_middle_but_may_end_there(tiny_config, tiny_run):
     cfg = tiny_config(SEVERAL)
     cfg.resume, cfg.load_from = True, str(tiny_run / "iter_3")

@@ -76,12 +76,19 @@ def test_spikes_are_measured_against_a_geometric_average(log):
     average = (0.5 * 99 * 2 * 8) ** 0.25
     guard.note(batch(2.0, 7.0))
     assert guard.verdict(10.01 * average) is Verdict.SKIP
-    assert log[0].startswith("iteration 42: update skipped: gradient norm 53.1 is 10.0 times its")
+    assert log[0].startswith("iteration 42: update skipped: gradient norm 53.1 is 10 times its")
     assert log[0].endswith("average; the largest losses are 7 of sample 1, 2 of sample 0")
     assert guard.verdict(9.99 * average) is Verdict.STEP  # the spike is not in the average
     average = average**0.75 * (9.99 * average) ** 0.25
     assert guard.verdict(10.01 * average) is Verdict.SKIP
     assert guard.verdict(9.99 * average) is Verdict.STEP
+
+
+def test_a_narrow_spike_is_told_to_three_digits(log):
+    guard = UpdateGuard(spike_factor=1.01, average_over=1)
+    guard.verdict(2.0)
+    assert guard.verdict(2.036) is Verdict.SKIP
+    assert log == ["iteration 42: update skipped: gradient norm 2.036 is 1.02 times its average"]
 
 
 def test_a_resumed_guard_decides_the_same():
@@ -108,7 +115,12 @@ def test_too_many_skips_in_a_row_end_the_run(log):
     text = (
         r"3 updates in a row were skipped, the last at iteration 42: loss of sample 0 \(bad.mp4\)"
     )
-    with pytest.raises(UserError, match=text):
+    with pytest.raises(UserError, match=text + " is nan; begin with a lower learning rate"):
+        guard.verdict(math.nan)
+    MessageHub.get_current_instance().update_info("last_ckpt", "run/iter_40")
+    with pytest.raises(
+        UserError, match="; the last checkpoint is from before, go on from it with"
+    ):
         guard.verdict(math.nan)
 
 
@@ -130,9 +142,10 @@ def test_overflows_of_fp16_are_no_faults_until_they_go_on(log):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"spike_factor": 1}, "spike_factor must be above 1, got 1"),
-        ({"average_over": 0}, "average_over must be at least 1, got 0"),
-        ({"max_skips": 0}, "max_skips must be at least 1, got 0"),
+        ({"spike_factor": 1}, "guard.spike_factor must be a number above 1, got 1"),
+        ({"spike_factor": "ten"}, "guard.spike_factor must be a number above 1, got 'ten'"),
+        ({"average_over": 0}, "guard.average_over must be a whole number from 1 on, got 0"),
+        ({"max_skips": True}, "guard.max_skips must be a whole number from 1 on, got True"),
     ],
 )
 def test_arguments_are_checked(change, message):

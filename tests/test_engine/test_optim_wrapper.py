@@ -52,6 +52,7 @@ def test_an_unknown_precision_is_refused():
         ({"max_norm": 1, "foreach": True}, "of type norm takes max_norm and norm_type; got"),
         ({"norm_type": 1}, "of type norm takes max_norm and norm_type; got norm_type"),
         ({"type": "value", "max_norm": 1}, "of type value takes clip_value; got max_norm"),
+        ({"max_norm": "big"}, "clip_grad.max_norm must be a number above 0, got 'big'"),
     ],
 )
 def test_clipping_that_would_do_nothing_is_refused(clip_grad, message):

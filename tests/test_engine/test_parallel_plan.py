@@ -12,9 +12,15 @@ from mmsora.utils.user_error import UserError
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "fsdp"}, "mode must be one of none, ddp, zero1, zero2, zero3; got 'fsdp'"),
-        ({"sequence": 0}, "sequence must be at least 1, got 0"),
-        ({"mode": "ddp", "offload": True}, "offload needs mode zero2 or zero3, got 'ddp'"),
+        (
+            {"mode": "fsdp"},
+            "parallel.mode must be one of none, ddp, zero1, zero2, zero3; got 'fsdp'",
+        ),
+        ({"sequence": 0}, "parallel.sequence must be a whole number from 1 on, got 0"),
+        ({"sequence": "two"}, "parallel.sequence must be a whole number from 1 on, got 'two'"),
+        ({"sequence": 1.5}, "parallel.sequence must be a whole number from 1 on, got 1.5"),
+        ({"offload": "maybe"}, "parallel.offload must be True or False, got 'maybe'"),
+        ({"mode": "ddp", "offload": True}, "parallel.offload needs mode zero2 or zero3, got"),
         ({"offload": True}, "offload needs mode zero2 or zero3, got None"),
     ],
 )
@@ -29,10 +35,10 @@ def test_a_plan_that_is_none_is_refused(options, message):
         (
             {"sequence": 4},
             6,
-            "sequence=4 does not divide the number of processes, 6; start 8, or take a divisor",
+            "parallel.sequence=4 does not divide the number of processes, 6; start 8, or take a",
         ),
         ({"sequence": 2}, 1, "the number of processes, 1; start 2, or take a divisor"),
-        ({"mode": "none"}, 2, "mode='none' is for one process, there are 2; take ddp, zero1"),
+        ({"mode": "none"}, 2, "parallel.mode='none' is for one process, there are 2; take"),
     ],
 )
 def test_a_world_that_cannot_be_dealt_out_is_refused(options, world, message):
@@ -52,13 +58,19 @@ def test_a_plan_keeps_what_was_said():
     assert plan.is_sharded
 
 
+@pytest.mark.parametrize("value", ["zero2", ["zero2"], 2])
+def test_a_plan_is_a_dict(value):
+    with pytest.raises(ValueError, match=r"parallel is a dict such as dict\(mode='zero2'\), got"):
+        Parallel.of(value)
+
+
 # The command line
 
 
 def test_flags_go_before_the_config(tool, tmp_path):
     train = tool("train")
     arguments = ["latte_moving_digits", "--work-dir", str(tmp_path)]
-    options = ["--cfg-options", "parallel.mode=ddp", "parallel.offload=True"]
+    options = ["--cfg-options", "parallel.offload=True"]
     flags = ["--parallel", "zero2", "--sequence", "2"]
     cfg = train.prepare(train.parse_args([*arguments, *flags, *options]))
     assert dict(cfg.parallel) == {"mode": "zero2", "sequence": 2, "offload": True}

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from mmengine.hooks import Hook
 from mmsora.engine.hooks import report_hook
 from mmsora.registry import RUNNERS
 from mmsora.utils.checkpoint import latest_checkpoint
+from mmsora.utils.user_error import UserError
 
 
 def state_of(work_dir):
@@ -78,6 +80,49 @@ def test_an_interrupted_run_says_so_and_a_resumed_one_goes_on(tiny_config, tmp_p
     assert "Commands" in page
     steps = json.loads(page.split('"lines":{"loss":[')[1].split("]")[0] + "]")
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+class Fail(Hook):
+    """Ends the run in its fourth iteration."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        if runner.iter == 3:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (UserError("20 updates were\nskipped: <nan>"), "failed", "20 updates were skipped: <nan>"),
+        (MemoryError(), "failed", "MemoryError"),
+        (KeyboardInterrupt(), "training", None),
+    ],
+)
+def test_a_run_that_ends_with_an_error_says_which(tiny_config, scalars, error, status, words):
+    cfg = tiny_config({"default_hooks.logger.interval": 1})
+    runner = RUNNERS.build(cfg)
+    runner.register_hook(Fail(error), priority="VERY_LOW")  # after the log's line
+    with pytest.raises(type(error)):
+        runner.train()
+    state, page = state_of(cfg.work_dir)
+    assert (state["status"], state.get("error")) == (status, words)
+    assert f">{status}<" in page
+    if words:
+        assert f"the run ended with an error: {escape(words)}" in page
+        assert state["iteration"] == 3
+        steps = json.loads(page.split('"lines":{"loss":[')[1].split("]")[0] + "]")
+        assert steps == [line["step"] for line in scalars(cfg.work_dir)] == [1, 2, 3, 4]
+
+
+def test_an_error_before_training_has_no_page(tiny_config):
+    cfg = tiny_config()
+    cfg.resume, cfg.load_from = True, "nowhere"
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        RUNNERS.build(cfg).train()
+    assert not list(Path(cfg.work_dir).glob("report.html"))
 
 
 def test_a_page_that_cannot_be_written_stops_nothing(tiny_config, monkeypatch):

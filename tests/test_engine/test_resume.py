@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import threading
@@ -138,6 +139,20 @@ def test_it_reads_what_it_needs_and_nothing_before(tiny_config, tmp_path, monkey
             assert set(made) >= set(needed)
             assert len(made) == len(set(made))
             assert not set(made) & set(order[: 24 - len(needed)])
+
+
+def test_the_log_says_what_was_passed_over_and_not_that_data_are_skipped(tiny_config, tiny_run):
+    cfg = tiny_config()
+    damaged = Path(cfg.work_dir) / "iter_5"
+    shutil.copytree(tiny_run / "iter_3", damaged.with_name("iter_3"))
+    shutil.copytree(tiny_run / "iter_6", damaged)
+    (damaged / ".metadata").unlink()
+    cfg.resume = True
+    log = log_of(train(cfg))
+    assert f"WARNING - {damaged} is damaged; passed over" in log
+    assert log.count("passed over") == 1
+    assert "iter_3, iteration 3" in log
+    assert "Advance dataloader" not in log
 
 
 def test_the_seed_is_the_runs_own(tiny_config, tmp_path, scalars):

@@ -88,13 +88,22 @@ def test_rates_and_waiting_are_those_of_the_clock(tiny_config, scalars, monkeypa
         assert line["TFLOP/s"] == pytest.approx(flop / 2 / seconds / 1e12)
 
 
-def test_waiting_is_a_share_whatever_hooks_take(tiny_config, scalars, monkeypatch):
+def test_rates_are_of_training_whatever_is_saved_sampled_and_validated(
+    tiny_config, scalars, monkeypatch
+):
+    """Hooks after the step take nine seconds; with the first step nobody waits for its batch."""
     clock = Clock()
     monkeypatch.setattr(telemetry_hook, "time", clock)
     runner = RUNNERS.build(tiny_config())
     runner.register_hook(Spend(clock, compute=1.0, hooks=9.0), priority="LOWEST")
+    slow_down(clock, monkeypatch)
     runner.train()
-    assert [line["data_wait"] for line in scalars(runner.work_dir)] == [0] * 6
+    lines = scalars(runner.work_dir)
+    assert [line["data_wait"] for line in lines] == pytest.approx([0, *[1 / 2] * 5])
+    assert [line["samples/s"] for line in lines] == pytest.approx([4, *[4 / 2] * 5])
+    flop = 3 * forward_flop(batch=4)
+    rates = [line["TFLOP/s"] for line in lines]
+    assert rates == pytest.approx([flop / 1e12, *[flop / 2e12] * 5])
 
 
 def test_what_a_resumed_run_skips_is_not_counted(tiny_config, tiny_run, scalars, monkeypatch):

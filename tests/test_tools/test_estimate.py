@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mmsora.apis.estimate.report import MACHINES, machine_of, on, table
+from mmsora.apis.estimate.report import MACHINES, _time, machine_of, on, table
 from mmsora.utils.config_names import config_names, load_config
 from mmsora.utils.gpus import GPUS
 
@@ -88,6 +88,21 @@ def test_what_does_not_fit_comes_with_advice(run):
     assert "--cfg-options " in text.split("these do:")[1]
 
 
+def test_a_large_batch_is_not_sought_for_ever(run, monkeypatch):
+    monkeypatch.setattr("mmsora.apis.estimate.report.MOST_SAMPLES", 8)
+    small = ["latte_moving_digits", "--gpu", "rtx4090", "--cfg-options"]
+    for batch, most in ((2, 8), (12, 12)):
+        text = run(*small, f"train_dataloader.batch_size={batch}")
+        assert f"largest batch on each RTX 4090: {most} or more\n" in text
+
+
+@pytest.mark.parametrize(
+    ("hours", "text"), [(0.003, "11 s"), (0.3, "18 min"), (1.04, "1.0 h"), (70.4, "70 h")]
+)
+def test_short_recipes_take_minutes_or_seconds(hours, text):
+    assert _time(hours) == text
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -95,6 +110,10 @@ def test_what_does_not_fit_comes_with_advice(run):
         (["latte_ucf", "--mfu", "40"], "--mfu is a share"),
         (["latte_ucf", "--gpus", "0"], "--gpus must be at least 1"),
         (["latte_ucf", "--layout", "9xa100"], "no layout '9xa100'"),
+        (
+            ["latte_ucf", "--layout", "8xa100", "--gpus", "4"],
+            "8xa100 is for 8 GPUs, --gpus says 4",
+        ),
         (["latte_ucf", "--gpus", "3", "--sequence", "2"], "sequence=2 does not divide"),
         (["latte_ucf", "--cfg-options", "model.denoiser.width=7"], "a width divisible by 4"),
     ],

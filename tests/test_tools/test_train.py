@@ -1,5 +1,7 @@
 """``tools/train.py``: what trains, and what is said of what does not."""
 
+import errno
+import logging
 import resource
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from mmsora import cli
 from mmsora.apis import Inferencer
 from mmsora.apis.build import config_of
 from mmsora.utils.checkpoint import load_checkpoint
+from mmsora.utils.user_error import UserError
 
 ROOT = Path(__file__).parents[2]
 NAME = "latte_moving_digits"
@@ -209,6 +212,113 @@ def test_a_mistake_in_an_option(train, capsys, tmp_path, option, words):
     )
     assert words in error
     assert not work_dir.exists()
+
+
+@pytest.mark.parametrize("more", [["--dry-run"], []])
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("parallel=zero2", "parallel is a dict such as dict(mode='zero2'), got 'zero2'"),
+        ("parallel.sequence=two", "parallel.sequence must be a whole number from 1 on, got 'two'"),
+        ("activation_checkpointing.mode=half", "activation_checkpointing.mode must be one of"),
+        ("optim_wrapper.precision=fp8", "optim_wrapper.precision must be one of"),
+        ("optim_wrapper.accumulative_counts=0", "optim_wrapper.accumulative_counts must be a who"),
+        (
+            "optim_wrapper.clip_grad.max_norm=big",
+            "optim_wrapper.clip_grad.max_norm must be a numb",
+        ),
+        (
+            "optim_wrapper.guard.spike_factor=ten",
+            "optim_wrapper.guard.spike_factor must be a numb",
+        ),
+        (
+            "default_hooks.watchdog.dead_after=no",
+            "default_hooks.watchdog.dead_after must be a num",
+        ),
+        (
+            "default_hooks.checkpoint.interval=0",
+            "default_hooks.checkpoint.interval must be a whol",
+        ),
+        ("custom_hooks.0.decay=2", "custom_hooks.0.decay must be in [0, 1), got 2"),
+    ],
+)
+def test_a_mistake_in_a_value_is_found_at_once(train, capsys, tmp_path, more, option, words):
+    work_dir = tmp_path / "run"
+    error = fails(train, capsys, NAME, "--work-dir", work_dir, *more, "--cfg-options", option)
+    assert error.startswith(f"error: {words}")
+    assert not work_dir.exists()
+
+
+def test_what_needs_a_launcher_is_only_planned_without(train, capsys, tmp_path):
+    words = [NAME, "--work-dir", tmp_path / "run", "--parallel", "zero2", "--sequence", "2"]
+    assert "parallel.sequence=2 does not divide" in fails(train, capsys, *words)
+    error = fails(train, capsys, *words[:-2])
+    assert "parallel.mode='zero2' is for processes that a launcher starts" in error
+    assert not (tmp_path / "run").exists()
+    train.main([*map(str, words), "--dry-run"])
+
+
+def test_a_setting_that_is_given_twice(train, capsys):
+    for flag, value, key in (
+        ("--parallel", "zero2", "parallel.mode"),
+        ("--sequence", "2", "parallel.sequence"),
+        ("--amp", "bf16", "optim_wrapper.precision"),
+        ("--seed", "3", "randomness.seed"),
+    ):
+        option = f"{key}={value}"
+        error = fails(train, capsys, NAME, "--dry-run", flag, value, "--cfg-options", option)
+        assert f"{flag} {value} and --cfg-options {option} set the same; give one" in error
+
+
+@pytest.mark.parametrize(("layout", "world"), [("8xa100", 2), ("8xa100", 1), ("1x4090", 8)])
+def test_a_layout_for_another_number_of_cards(train, tmp_path, monkeypatch, layout, world):
+    work_dir = tmp_path / "run"
+    words = ["latte_ucf", "--work-dir", str(work_dir), "--layout", layout]
+    if world > 1:
+        words += ["--launcher", "pytorch"]
+        for name, value in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", world)):
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    train.check_layout(layout, None)
+    train.check_layout(layout, int(layout[0]))
+    text = f"--layout {layout} is for {layout[0]} process.*; the number of processes is {world}$"
+    with pytest.raises(UserError, match=text):
+        train.train(train.parse_args(words))
+    assert not work_dir.exists()
+
+
+def test_a_work_dir_that_holds_another_run(train, run, capsys, tmp_path):
+    changes = {"train_cfg.max_iters": 2, "default_hooks.checkpoint.interval": 1}
+    work_dir = run(**changes)
+    before = sorted(work_dir.rglob("*"))
+    error = fails(train, capsys, NAME, "--work-dir", work_dir)
+    assert error == (
+        f"error: {work_dir} holds iter_2 of an earlier run; go on with --resume, or take another "
+        "--work-dir\n"
+    )
+    train.main([NAME, "--work-dir", str(work_dir), "--dry-run"])
+    assert sorted(work_dir.rglob("*")) == before
+
+
+def test_a_work_dir_that_is_a_file(train, capsys, tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    for work_dir in (tmp_path / "notes", tmp_path / "notes" / "run"):
+        error = fails(train, capsys, NAME, "--work-dir", work_dir)
+        assert (
+            error == f"error: --work-dir {work_dir}: {tmp_path / 'notes'} is a file, no folder\n"
+        )
+
+
+def test_a_log_on_a_full_disk_gives_no_traceback(train, capsys, monkeypatch):
+    class Full:
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    train.main([NAME, "--dry-run"])
+    capsys.readouterr()
+    logging.StreamHandler(Full()).handle(logging.makeLogRecord({"msg": "a line"}))
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

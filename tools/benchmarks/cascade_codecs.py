@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmsora.datasets.moving_digits import MovingDigits
+from mmsora.models.vaes.cascade_codec import IMAGENET_MEAN, IMAGENET_STD
 from mmsora.models.vaes.cascade_networks import EfficientNetEncoder, Previewer, StageA
 
 __all__ = ["COMPRESSOR", "PREVIEW_WIDTH", "STAGE_A", "Codecs", "train_codecs"]
@@ -56,7 +57,7 @@ def train_codecs(folder: Path, steps: int, data: dict) -> Codecs:
     """
     torch.manual_seed(0)
     frames = _frames(data)
-    stage_a = StageA(**STAGE_A)  # type: ignore[arg-type]
+    stage_a = StageA(**STAGE_A)
     compressor = nn.Sequential(
         EfficientNetEncoder(**COMPRESSOR),  # type: ignore[arg-type]
         Previewer(COMPRESSOR["channels"], PREVIEW_WIDTH),  # type: ignore[arg-type]
@@ -89,8 +90,6 @@ def _batches(frames: Tensor, count: int) -> Iterator[Tensor]:
 
 def _normalised(frames: Tensor) -> Tensor:
     """As ``CascadeCompressor`` does it."""
-    from mmsora.models.vaes.cascade_codec import IMAGENET_MEAN, IMAGENET_STD
-
     mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     return (frames - mean) / std
 

@@ -1,17 +1,25 @@
 """Estimates as text: for people, for scripts, and as the table of all shipped configs."""
 
 from collections.abc import Iterator, Sequence
+from re import match
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
 from mmsora.apis.estimate.advice import Advice, advise
-from mmsora.apis.estimate.total import Estimate, changed, estimate
+from mmsora.apis.estimate.total import (
+    MOST_SAMPLES,
+    Estimate,
+    changed,
+    estimate,
+    largest_batch,
+)
 from mmsora.utils.config_check import apply_choice
 from mmsora.utils.config_names import config_names, load_config
 from mmsora.utils.gpus import GPU, GPUS
+from mmsora.utils.user_error import UserError
 
-__all__ = ["Machine", "as_dict", "lines", "machine_of", "on", "table"]
+__all__ = ["Machine", "as_dict", "gpus_of", "lines", "machine_of", "most_samples", "on", "table"]
 
 GB, TFLOP = 1e9, 1e12
 UNMEASURED = "All of it is arithmetic; nothing here was measured."
@@ -36,6 +44,45 @@ MACHINES = (
 def machine_of(layout: str | None) -> Machine | None:
     """The GPUs that a layout is for, where its name says so."""
     return next((machine for machine in MACHINES if machine.layout == layout), None)
+
+
+def gpus_of(layout: str | None, wanted: int | None) -> int:
+    """How many GPUs are estimated for.
+
+    Args:
+        layout: One named ``8xa100`` is for eight.
+        wanted: Their number, if one is asked for.
+
+    Returns:
+        The number; one where neither names any.
+
+    Raises:
+        UserError: The two contradict each other.
+    """
+    found = match(r"(\d+)x", layout or "")
+    if found is None:
+        return wanted or 1
+    if wanted not in (None, int(found[1])):
+        raise UserError(
+            f"--layout {layout} is for {found[1]} GPUs, --gpus says {wanted}; drop one"
+        )
+    return int(found[1])
+
+
+def most_samples(cfg: Config, memory: int, processes: int) -> str:
+    """The largest batch that fits on a GPU, in words.
+
+    Args:
+        cfg: The config.
+        memory: Bytes of the GPU.
+        processes: GPUs.
+
+    Returns:
+        A number, or the one that was asked for at most.
+    """
+    most = max(MOST_SAMPLES, cfg.train_dataloader.batch_size)
+    found = largest_batch(cfg, memory, processes, most)
+    return f"{found} or more" if found == most else str(found)
 
 
 def on(cfg: Config, machine: Machine) -> Config:
@@ -95,8 +142,8 @@ def lines(estimated: Estimate, gpus: Sequence[GPU], mfu: float) -> Iterator[str]
         yield (
             f"  {gpu.title:<12}{gpu.memory / GB:6.1f} GB  "
             f"{'fits' if e.total <= gpu.memory else 'no  '}  "
-            f"{e.seconds(gpu, mfu) * 1e3:10.1f} ms an iteration  {hours:10.1f} h  "
-            f"{hours * e.processes:10.1f} GPU-hours"
+            f"{e.seconds(gpu, mfu) * 1e3:10.1f} ms an iteration  {_time(hours):>10}  "
+            f"{hours * e.processes:10.{1 if hours > 1 else 3}f} GPU-hours"
         )
 
 
@@ -163,8 +210,13 @@ def _cell(cfg: Config, machine: Machine, mfu: float) -> str:
             return f"no: {found.total / GB:.0f} GB"
         found, with_it = advice.estimate, f"; {_words(advice)}"
     hours = found.hours(gpu, mfu)
-    time = f"{hours:.1f} h" if hours < 10 else f"{hours:.0f} h"
-    return f"{found.total / GB:.1f} GB, {time}{with_it}"
+    return f"{found.total / GB:.1f} GB, {_time(hours)}{with_it}"
+
+
+def _time(hours: float) -> str:
+    if hours < 1:
+        return f"{hours * 60:.0f} min" if hours * 60 >= 1 else f"{hours * 3600:.0f} s"
+    return f"{hours:.1f} h" if hours < 10 else f"{hours:.0f} h"
 
 
 def _words(advice: Advice) -> str:

@@ -27,7 +27,9 @@ from mmsora.utils.config_check import (
 from mmsora.utils.gpus import GPU
 from mmsora.utils.memory import num_bytes
 
-__all__ = ["Estimate", "changed", "estimate", "largest_batch"]
+__all__ = ["MOST_SAMPLES", "Estimate", "changed", "estimate", "largest_batch"]
+
+MOST_SAMPLES = 4096  # of a micro-batch that are asked for
 
 # Assumed: CUDA's context and the workspaces of its libraries, and what the allocator cannot use.
 CONTEXT, SPLINTERS = 800 * 2**20, 0.05
@@ -100,7 +102,7 @@ def estimate(cfg: Config, processes: int = 1) -> Estimate:
     """
     values = config_dict(cfg)
     with user_errors():
-        plan = Parallel(**(values.get("parallel") or {})).for_world(processes)
+        plan = Parallel.of(values.get("parallel")).for_world(processes)
         setup = setup_of(cfg, gathered=plan.is_sharded)
         model, cost = build_on_meta(setup), cost_of(setup)
     if setup.cached:
@@ -173,7 +175,7 @@ def _shared(model: LatentDiffusion, plan: Parallel, precision: str) -> int:
     return size * gathered + 2 * (size + 4) * (largest or total)
 
 
-def largest_batch(cfg: Config, memory: int, processes: int = 1, most: int = 4096) -> int:
+def largest_batch(cfg: Config, memory: int, processes: int = 1, most: int = MOST_SAMPLES) -> int:
     """The most samples of a micro-batch that fit on a GPU.
 
     Args:

@@ -15,6 +15,7 @@ from mmsora.registry import HOOKS
 from mmsora.utils.atomic import write_text
 from mmsora.utils.checkpoint_folder import CheckpointFolder
 from mmsora.utils.user_error import UserError
+from mmsora.utils.values import check_switch, check_whole
 
 __all__ = ["SafeCheckpointHook"]
 
@@ -42,6 +43,9 @@ class SafeCheckpointHook(CheckpointHook):
         save_best: str | None = None,
         rule: str | None = None,
     ) -> None:
+        check_whole("interval", interval)
+        check_whole("max_keep_ckpts", max_keep_ckpts, least=-1)
+        check_switch("async_save", async_save)
         super().__init__(
             interval=interval,
             by_epoch=False,

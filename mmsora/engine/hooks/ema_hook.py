@@ -57,6 +57,12 @@ class DenoiserEMAHook(Hook):
     ) -> None:
         built = [TASK_UTILS.build(p) if isinstance(p, dict) else p for p in profiles]
         self.profiles = [WarmupEMA(decay) if warmup else ConstantEMA(decay), *built]
+        for profile in built:
+            if not isinstance(profile, Profile):
+                raise ValueError(
+                    f"profiles: {profile!r} is neither a profile nor the config of one; lists of "
+                    "dicts are for config files: profiles=[dict(type=PowerEMA, sigma_rel=0.1)]"
+                )
         names = [str(profile) for profile in self.profiles]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

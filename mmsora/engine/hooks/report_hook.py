@@ -3,6 +3,8 @@
 import shlex
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from mmsora.utils.environment import collect_env
 from mmsora.visualization.curves import RunCurves
 from mmsora.visualization.run_report import RUN_FILE, write_run_report
 
-__all__ = ["ReportHook"]
+__all__ = ["ReportHook", "reporting_failure"]
 
 PAUSE = 15.0  # seconds at least between two pages of a fast run
 
@@ -28,19 +30,21 @@ class ReportHook(Hook):
     latest samples, the config, the environment and the command.
 
     Args:
-        interval: Iterations between new pages. The end of training and an interrupt give one too.
+        interval: Iterations between new pages. The end of training, an interrupt and an error
+            give one too.
     """
 
     priority = "LOWEST"
 
     def __init__(self, interval: int = 100) -> None:
         self.interval = interval
+        self._run: dict[str, Any] = {}
 
     @master_only
     def before_train(self, runner: Runner) -> None:
         """Note what the run was started with."""
         self._curves = RunCurves(runner.work_dir)
-        self._run: dict[str, Any] = {
+        self._run = {
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "started": _now(),
             "environment": collect_env(),
@@ -78,6 +82,12 @@ class ReportHook(Hook):
         """The page of a run that was told to stop, and saved."""
         self._write(runner, "interrupted", runner.iter + 1)
 
+    def failed(self, runner: Runner, error: Exception) -> None:
+        """The page of a run that an error ended, if it had begun."""
+        if self._run:
+            self._run["error"] = " ".join(str(error).split()) or type(error).__name__
+            self._write(runner, "failed", runner.iter)
+
     @master_only
     def _write(self, runner: Runner, status: str, iteration: int) -> None:
         eta = runner.message_hub.runtime_info.get("eta")
@@ -88,6 +98,25 @@ class ReportHook(Hook):
             write_run_report(runner.work_dir, self._curves)
         except OSError as error:  # no reason to stop training
             runner.logger.warning(f"report.html could not be written: {error}")
+
+
+@contextmanager
+def reporting_failure(runner: Runner) -> Iterator[None]:
+    """Within the block an error goes to the page of the run, and passes.
+
+    Args:
+        runner: Whose hooks report.
+
+    Yields:
+        Nothing.
+    """
+    try:
+        yield
+    except Exception as error:
+        for hook in runner.hooks:
+            if isinstance(hook, ReportHook):
+                hook.failed(runner, error)
+        raise
 
 
 def _now() -> str:

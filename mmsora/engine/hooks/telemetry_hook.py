@@ -29,7 +29,8 @@ def peak_memory() -> float:
 
 @HOOKS.register_module()
 class TelemetryHook(Hook):
-    """Adds to the log, for the last ``interval`` iterations:
+    """Adds to the log, for the last ``interval`` iterations, without what hooks do between them,
+    such as saving and sampling, and without validation:
 
     - ``samples/s`` and ``tokens/s``, of all processes together;
     - ``TFLOP/s``, of each process: the products of the denoiser, forward and backward as three
@@ -61,13 +62,14 @@ class TelemetryHook(Hook):
         self._running = False
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Start the clock at the first batch, after those that a resumed run skips."""
+        """Start the clock; at the first batch anew, after those that a resumed run skips."""
         if not self._running:
             self._restart()
             self._running = True
+        self._start = time.perf_counter()
 
     def _restart(self) -> None:
-        self._samples, self._data.seconds, self._start = 0, 0.0, time.perf_counter()
+        self._samples, self._data.seconds, self._seconds = 0, 0.0, 0.0
         if self._work is not None:
             self._work.clear()
 
@@ -78,11 +80,15 @@ class TelemetryHook(Hook):
         data_batch: Any = None,
         outputs: dict | None = None,
     ) -> None:
-        """Count, and report at the interval."""
+        """Stop the clock, count, and report at the interval."""
+        is_end = self.every_n_inner_iters(batch_idx, self.interval)
+        if is_end and torch.cuda.is_available():
+            torch.cuda.synchronize()  # the work that was asked for is of these iterations
+        self._seconds += time.perf_counter() - self._start
         self._samples += len(data_batch["inputs"]) if data_batch else 0
-        if not self.every_n_inner_iters(batch_idx, self.interval):
+        if not is_end:
             return
-        figures = self._figures(time.perf_counter() - self._start)
+        figures = self._figures(self._seconds + self._data.seconds)
         for name, value in figures.items():
             runner.message_hub.update_scalar(f"train/{name}", value)
         self._restart()

@@ -11,6 +11,7 @@ from torch import distributed
 
 from mmsora.engine.watchdog import Watchdog, open_store
 from mmsora.registry import HOOKS
+from mmsora.utils.values import check_number
 
 __all__ = ["WatchdogHook", "naming_lost_ranks"]
 
@@ -35,11 +36,8 @@ class WatchdogHook(Hook):
     priority = "LOWEST"
 
     def __init__(self, dead_after: float = 20, hung_after: float = 1800) -> None:
-        if not 0 < dead_after < hung_after:
-            raise ValueError(
-                f"dead_after must be positive and less than hung_after, got {dead_after} and "
-                f"{hung_after}"
-            )
+        check_number("dead_after", dead_after)
+        check_number("hung_after", hung_after, above=dead_after)
         self.dead_after, self.hung_after = dead_after, hung_after
         self.watchdog: Watchdog | None = None
 

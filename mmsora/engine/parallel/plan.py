@@ -1,5 +1,11 @@
 """What is spread over the processes, as the config says it."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from mmsora.utils.user_error import UserError
+from mmsora.utils.values import check_switch, check_whole
+
 __all__ = ["MODES", "Parallel"]
 
 MODES = ("none", "ddp", "zero1", "zero2", "zero3")
@@ -18,12 +24,29 @@ class Parallel:
 
     def __init__(self, mode: str | None = None, sequence: int = 1, offload: bool = False) -> None:
         if mode is not None and mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
-        if sequence < 1:
-            raise ValueError(f"sequence must be at least 1, got {sequence}")
+            raise ValueError(f"parallel.mode must be one of {', '.join(MODES)}; got {mode!r}")
+        check_whole("parallel.sequence", sequence)
+        check_switch("parallel.offload", offload)
         if offload and mode not in ("zero2", "zero3"):
-            raise ValueError(f"offload needs mode zero2 or zero3, got {mode!r}")
+            raise ValueError(f"parallel.offload needs mode zero2 or zero3, got {mode!r}")
         self.mode, self.sequence, self.offload = mode, sequence, offload
+
+    @classmethod
+    def of(cls, value: Any) -> "Parallel":
+        """What the key of a config says.
+
+        Args:
+            value: Arguments, or None.
+
+        Returns:
+            The plan.
+
+        Raises:
+            ValueError: It is something else, or an argument is wrong.
+        """
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError(f"parallel is a dict such as dict(mode='zero2'), got {value!r:.60}")
+        return cls(**value or {})
 
     @property
     def is_sharded(self) -> bool:
@@ -44,13 +67,35 @@ class Parallel:
         """
         if world % self.sequence:
             raise ValueError(
-                f"sequence={self.sequence} does not divide the number of processes, {world}; "
-                f"start {-(-world // self.sequence) * self.sequence}, or take a divisor"
+                f"parallel.sequence={self.sequence} does not divide the number of processes, "
+                f"{world}; start {-(-world // self.sequence) * self.sequence}, or take a divisor"
             )
         if self.mode == "none" and world > 1:
             raise ValueError(
-                f"mode='none' is for one process, there are {world}; take ddp, zero1, zero2 or "
-                "zero3"
+                f"parallel.mode='none' is for one process, there are {world}; take ddp, zero1, "
+                "zero2 or zero3"
             )
         mode = self.mode or ("ddp" if world > 1 else "none")
         return Parallel(mode, self.sequence, self.offload)
+
+    def for_start(self, world: int, is_launched: bool) -> "Parallel":
+        """The plan of the processes that there are, decided as by ``for_world``.
+
+        Args:
+            world: Number of processes.
+            is_launched: Whether a launcher started them.
+
+        Returns:
+            A plan whose ``mode`` is not None.
+
+        Raises:
+            UserError: It needs a launcher.
+            ValueError: The processes cannot be dealt out so.
+        """
+        plan = self.for_world(world)
+        if plan.mode != "none" and not is_launched:
+            raise UserError(
+                f"parallel.mode={plan.mode!r} is for processes that a launcher starts, one "
+                "as well as many: bash tools/dist_train.sh CONFIG GPUS"
+            )
+        return plan

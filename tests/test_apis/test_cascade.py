@@ -1,0 +1,232 @@
+"""Stages of a cascade, one after the other: ``Inferencer(..., prior=...)`` and ``infer.py``."""
+
+import json
+import shlex
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mmsora.apis import Inferencer, build_model
+from mmsora.models import LatentDiffusion
+from mmsora.models.text_encoders.cached_text import save_texts
+from mmsora.models.vaes.cascade_networks import EfficientNetEncoder, Previewer, StageA
+from mmsora.structures.video_sample import VideoSample
+from mmsora.utils.user_error import UserError
+
+COMPRESSOR = dict(parts=[[True, 1, 1, 4, 1], [True, 2, 2, 4, 1], [True, 2, 2, 6, 1]], width=8)
+STAGE_A = dict(width=4, depth=1, channels=4, codes=1)
+DIFFUSION = dict(
+    type="Diffusion",
+    path=dict(type="CosinePath"),
+    prediction=dict(type="NoisePrediction"),
+    train_times=dict(type="UniformTimes"),
+    solver=dict(type="Ancestral"),
+    grid=dict(type="ShiftedSNRGrid", num_steps=2),
+    guidance=dict(type="ClassifierFree", scale=2.0, rescale=0.7),
+    loss=dict(type="MSE"),
+)
+LABEL = dict(type="LabelConditioner", num_classes=5, drop_prob=0.1)
+
+
+def compressor(folder):
+    files = {name: str(folder / f"{name}.safetensors") for name in ("encoder", "previewer")}
+    return dict(
+        type="CascadeCompressor",
+        pretrained=files["encoder"],
+        previewer=files["previewer"],
+        config=COMPRESSOR | dict(channels=3),
+        preview_width=8,
+    )
+
+
+def stage(denoiser, vae, told, **changes):
+    conditions = dict(width=8, pooled=6, numbers=["sca"], tokens=2) | changes.pop("conditions", {})
+    image = dict(type="StableCascade", conditions=conditions, **denoiser)
+    return dict(
+        type="LatentDiffusion",
+        denoiser=dict(
+            type="ImageToVideo", image=image, after={"up_blocks[.]0[.]2": 8},
+            layout="(b t) c h w", frames=2, layer=dict(heads=2),
+        ),
+        diffusion=DIFFUSION,
+        vae=vae,
+        conditioner=told,
+    )  # fmt: skip
+
+
+def stages(folder, told, **options):
+    """Stage C and B of clips of 2 frames of 16 x 24 pixels."""
+    told_b = dict(
+        type="SeveralConditioner",
+        parts=dict(
+            said=told,
+            effnet=dict(
+                type="LatentConditioner", encoder=compressor(folder), channels=3, name="effnet"
+            ),
+        ),
+    )
+    stage_a = dict(type="CascadeStageA", pretrained=str(folder / "a.safetensors"), config=STAGE_A)
+    c = dict(
+        in_channels=3, out_channels=3, size=(1, 2, 3), levels=[dict(width=8, depth=1, heads=2)]
+    )
+    b = dict(
+        in_channels=4, out_channels=4, size=(1, 4, 6), strided=True,
+        levels=[dict(width=4, depth=1), dict(width=8, depth=1, heads=2)],
+    )  # fmt: skip
+    return {
+        "c": stage(c | options, compressor(folder), told),
+        "b": stage(b | options, stage_a, told_b, conditions=dict(effnet=3)),
+    }
+
+
+def written(folder, models, fill_weights):
+    """Configs and weights of the stages, as a user would have them."""
+    from mmengine.config import Config
+
+    save_file(fill_weights(StageA(**STAGE_A)).state_dict(), folder / "a.safetensors")
+    encoder = fill_weights(EfficientNetEncoder(**COMPRESSOR, channels=3))
+    save_file(encoder.state_dict(), folder / "encoder.safetensors")
+    save_file(fill_weights(Previewer(3, 8)).state_dict(), folder / "previewer.safetensors")
+    for name, model in models.items():
+        lines = [f"model = {model!r}", 'default_scope = "mmsora"']
+        lines += [f"prior = {str(folder / 'c.py')!r}"] if name == "b" else []
+        (folder / f"{name}.py").write_text("\n".join(lines) + "\n")
+        built = build_model(Config.fromfile(folder / f"{name}.py"))
+        weights = fill_weights(built.denoiser).state_dict()
+        save_file(weights, folder / f"{name}.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, fill_weights):
+    folder = tmp_path_factory.mktemp("cascade")
+    return written(folder, stages(folder, LABEL, num_classes=5), fill_weights)
+
+
+def load(folder, name, **options):
+    return Inferencer(folder / f"{name}.safetensors", folder / f"{name}.py", **options)
+
+
+@pytest.fixture(scope="module")
+def cascade(files):
+    return load(files, "b", prior=load(files, "c"))
+
+
+def by_hand(folder, labels, seed, size=None):
+    """Stage C samples latents, stage B makes videos of them."""
+    c, b = (build_model(str(folder / f"{name}.py")) for name in "cb")
+    for name, model in (("c", c), ("b", b)):
+        from mmsora.utils.checkpoint import load_denoiser
+
+        load_denoiser(model.denoiser, folder / f"{name}.safetensors")
+    samples = [VideoSample(index=i, label=label) for i, label in enumerate(labels)]
+    for sample, latent in zip(samples, c.sample_latents(samples, seed, size), strict=True):
+        sample.latent = latent
+    return b.predict(samples, seed, size)
+
+
+def close_in_grey(one, other):
+    return (one.int() - other.int()).abs().max() <= 1 and (one == other).float().mean() > 0.98
+
+
+def test_the_first_stages_latents_are_what_the_second_decodes(files, cascade):
+    videos = cascade(labels=[3, 1, 4], seed=7)
+    assert videos.shape == (3, 3, 2, 16, 24)
+    assert torch.equal(videos, by_hand(files, [3, 1, 4], seed=7))
+    assert not close_in_grey(videos, cascade(labels=[3, 1, 4], seed=8))
+    assert close_in_grey(cascade(labels=[3, 1, 4], seed=7, batch_size=1), videos)
+    other = [VideoSample(index=0, label=3, latent=torch.randn(3, 2, 2, 3))]
+    assert not close_in_grey(cascade.model.predict(other, 7), videos[:1])
+
+
+def test_another_size_is_that_of_both_stages(files, cascade):
+    videos = cascade(labels=[3, 1], num_frames=3, size=(24, 16))
+    assert videos.shape == (2, 3, 3, 24, 16)
+    assert torch.equal(videos, by_hand(files, [3, 1], 0, (3, 24, 16)))
+    assert cascade(labels=[2], num_frames=1).shape == (1, 3, 1, 16, 24)
+
+
+def test_the_first_stage_is_asked_what_there_is(cascade):
+    assert cascade.count(None, None) == 5
+    assert cascade(num_samples=2).shape[0] == 2
+    with pytest.raises(UserError, match="label 5 is out of range: the model knows 5 classes"):
+        cascade(labels=[5])
+    with pytest.raises(UserError, match="takes no text: remove the prompts"):
+        cascade(prompts=["a fox"])
+
+
+def test_the_stages_take_turns_on_the_device(cascade, monkeypatch):
+    """The one that waits is on the CPU."""
+    told, names = [], {id(cascade.model): "b", id(cascade.prior.model): "c"}
+
+    def noted(call):
+        def wrapper(self, *args, **kwargs):
+            what = args[0] if call.__name__ == "to" else "samples"
+            told.append((names[id(self)], what))
+            return call(self, *args, **kwargs)
+
+        return wrapper
+
+    for name in ("to", "sample_latents"):
+        monkeypatch.setattr(LatentDiffusion, name, noted(getattr(LatentDiffusion, name)))
+    monkeypatch.setattr(cascade, "device", torch.device("cpu", 0))  # the same, by another name
+    monkeypatch.setattr(cascade.prior, "device", torch.device("cpu", 0))
+    cascade(labels=[3, 1], batch_size=1)
+    here = torch.device("cpu", 0)
+    assert told == [
+        ("b", "cpu"), ("c", here), ("c", "samples"), ("c", "samples"),
+        ("c", "cpu"), ("b", here), ("b", "samples"), ("b", "samples"),
+    ]  # fmt: skip
+
+
+def test_texts_reach_both_stages(tmp_path, fill_weights):
+    class Words:
+        length, width = 4, 6
+
+        def __call__(self, texts):
+            draw = torch.Generator().manual_seed(5)
+            states = {text: torch.randn(4, 6, generator=draw) for text in ("", "fox", "owl")}
+            return torch.stack([states[t] for t in texts]), torch.ones(len(texts), 4).bool()
+
+    file = str(tmp_path / "texts.safetensors")
+    save_texts(Words(), ["", "fox", "owl"], file)
+    told = dict(
+        type="PooledTextConditioner",
+        encoder=dict(type="CachedText", file=file, length=4, width=6),
+        states=False,
+    )
+    written(tmp_path, stages(tmp_path, told), fill_weights)
+    cascade = load(tmp_path, "b", prior=load(tmp_path, "c"))
+    videos = cascade(prompts=["fox", "owl"])
+    assert videos.shape == (2, 3, 2, 16, 24)
+    assert close_in_grey(cascade(prompts=["fox"]), videos[:1])
+    assert not close_in_grey(cascade(prompts=["owl"]), videos[:1])
+    with pytest.raises(UserError, match="told texts: give prompts"):
+        cascade(num_samples=1)
+
+
+def test_mistakes_are_named(files):
+    with pytest.raises(UserError, match=r"c\.safetensors has no LatentConditioner"):
+        load(files, "c", prior=load(files, "c"))
+    with pytest.raises(UserError, match="neither pixels nor latents of the stage before"):
+        load(files, "b")(labels=[3])
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_command_samples_both_stages(files, cascade, tool, tmp_path, capsys, named):
+    """The config of the first stage is the one that the second names, or another."""
+    words = f"{files}/b.py --checkpoint {files}/b.safetensors --prior {files}/c.safetensors"
+    words += f" --labels 3 1 --seed 7 --out {tmp_path} --device cpu --format png"
+    words += f" --prior-config {files}/c.py" * named
+    tool("infer").main(shlex.split(words))
+    assert "2 videos in" in capsys.readouterr().out
+    assert json.loads((tmp_path / "0001_label1_seed7.json").read_text())["label"] == 1
+    assert len(list(tmp_path.glob("000*_seed7*.png"))) == 2
+
+
+def test_a_config_of_the_first_stage_needs_its_weights(files, tool, capsys):
+    words = f"{files}/b.py --checkpoint {files}/b.safetensors --prior-config {files}/c.py"
+    with pytest.raises(SystemExit):
+        tool("infer").main(shlex.split(words))
+    assert "--prior-config needs --prior CHECKPOINT" in capsys.readouterr().err

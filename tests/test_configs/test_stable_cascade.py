@@ -1,0 +1,98 @@
+"""StableCascade's configs say what is published of it, and where temporal layers stand."""
+
+import pytest
+import torch
+from mmengine.registry import init_default_scope
+
+from mmsora.registry import MODELS
+from mmsora.utils.config_check import apply_choice, check_config
+from mmsora.utils.config_names import load_config
+
+init_default_scope("mmsora")
+PUBLISHED = {  # millions of weights of the image network
+    "stage_c_3b6_image": 3589.10,
+    "stage_c_1b_video": 1030.79,
+    "stage_c_1b_lora": 1030.79,
+    "stage_b_1b5_image": 1562.94,
+    "stage_b_700m_video": 699.47,
+}
+each_config = pytest.mark.parametrize("name", PUBLISHED)
+
+
+def built(name):
+    with torch.device("meta"):
+        return MODELS.build(load_config(name).model)
+
+
+def millions(parameters):
+    return sum(parameter.numel() for parameter in parameters) / 1e6
+
+
+@each_config
+def test_the_network_is_the_published_one_and_the_rest_is_trained(name):
+    denoiser = built(name).denoiser
+    image = getattr(denoiser, "image", denoiser)
+    trained = {key for key, value in denoiser.named_parameters() if value.requires_grad}
+    if name.endswith("lora"):
+        with denoiser.bare() as base:
+            assert millions(base.parameters()) == pytest.approx(PUBLISHED[name], abs=0.005)
+        assert trained == {key for key in denoiser.state_dict() if "lora_" in key}
+        assert len(trained) == 2 * 4 * 32  # two thin matrices of q, k, v and out, 32 attentions
+        return
+    assert millions(image.parameters()) == pytest.approx(PUBLISHED[name], abs=0.005)
+    prefix = "temporal." if name.endswith("video") else ""
+    assert trained == {key for key, _ in denoiser.named_parameters() if key.startswith(prefix)}
+
+
+@pytest.mark.parametrize(("name", "attentions"), [("stage_c_1b_video", 32)])
+def test_a_temporal_layer_follows_every_attention_of_stage_c(name, attentions):
+    denoiser = built(name).denoiser
+    kinds = {type(denoiser.image.get_submodule(place)).__name__ for place in denoiser.places}
+    assert kinds == {"SDCascadeAttnBlock"}
+    every = [part for part in denoiser.image.modules() if type(part).__name__ in kinds]
+    assert len(denoiser.places) == len(every) == attentions
+
+
+def test_in_stage_b_they_are_at_the_two_coarsest_levels():
+    denoiser = built("stage_b_700m_video").denoiser
+    levels = {place.rsplit(".", 1)[0] for place in denoiser.places}
+    assert levels == {"down_blocks.2", "down_blocks.3", "up_blocks.0", "up_blocks.1"}
+    every = [part for part in denoiser.image.modules() if "AttnBlock" in type(part).__name__]
+    assert len(denoiser.places) == len(every) == 36
+
+
+@each_config
+def test_it_is_sampled_as_published(name):
+    process = built(name).diffusion
+    settings = process.grid.num_steps, process.guidance.scale, process.guidance.rescale
+    assert settings == ((20, 4.0, 0.7) if "stage_c" in name else (10, 1.1, 0.7))
+    assert getattr(process.grid, "shift", 1) == (2 if "stage_c" in name else 1)
+
+
+@each_config
+def test_it_says_what_the_weights_may_be_used_for(name):
+    text = load_config(name).filename
+    with open(text, encoding="utf-8") as file:
+        assert "non-commercial research alone" in " ".join(file.read().split())
+
+
+@pytest.mark.parametrize("name", ["stage_c_1b_video", "stage_c_1b_lora"])
+def test_the_layout_of_one_card_trains_on_cached_latents(name):
+    cfg = load_config(name)
+    updates = cfg.train_cfg.max_iters
+    apply_choice(cfg, "layouts", "1x4090")
+    check_config(cfg)
+    parts = cfg.optim_wrapper.get("accumulative_counts", 1)
+    assert cfg.train_dataloader.batch_size * parts == 16
+    assert cfg.train_cfg.max_iters == updates * parts
+    assert cfg.train_dataloader.dataset == dict(
+        type="CachedLatents", data_root=cfg.train_dataloader.dataset.data_root
+    )
+
+
+def test_a_stage_b_names_its_stage_c():
+    for name in ("stage_b_1b5_image", "stage_b_700m_video"):
+        first = load_config(load_config(name).prior)
+        assert (
+            first.model.vae.type == load_config(name).model.conditioner.parts.effnet.encoder.type
+        )
