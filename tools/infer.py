@@ -174,6 +174,8 @@ def write(
         "dtype": args.dtype,
         "checkpoint": str(args.checkpoint),
         "checkpoint_sha256": digest(Path(args.checkpoint)),
+        "prior": args.prior and str(args.prior),
+        "prior_config": args.prior and (args.prior_config or cfg.get("prior")),
         "ema": not args.no_ema,
         "command": args.command,
         "versions": {"mmsora": mmsora.__version__, "torch": torch.__version__},

@@ -8,11 +8,11 @@ import torch
 from mmsora.registry import OPTIMIZERS
 from mmsora.utils.user_error import UserError
 
-__all__ = ["adamw_8bit"]
+__all__ = ["AdamW8bit"]
 
 
-@OPTIMIZERS.register_module("AdamW8bit")
-def adamw_8bit(
+@OPTIMIZERS.register_module()
+def AdamW8bit(
     params: Iterable[Any],
     lr: float = 1e-3,
     betas: tuple[float, float] = (0.9, 0.999),
