@@ -661,3 +661,70 @@ def test_videos_of_480_by_832_pass_through_the_published_networks(name, told):
         told = {k: torch.empty(3, *shape) for k, shape in told.items()}
         out = model(torch.empty(3, model.in_channels, *size), torch.empty(3), **told)
     assert out.shape == (3, model.out_channels, *size)
+
+
+# As a video model
+
+
+def as_video(kind):
+    """The network of ``case`` with temporal layers behind its attentions, as they are made."""
+    config, widths = {"C": (C, (24, 32)), "B": (B, (12, 16))}[kind]
+    levels = [0, 1] if kind == "C" else [1, 2]
+    after = {}
+    for level, width in zip(levels, widths, strict=True):
+        ways = f"down_blocks[.]{level}|up_blocks[.]{len(config['levels']) - 1 - level}"
+        after[f"({ways})[.](2|5)"] = width
+    options = dict(image=dict(type="StableCascade", **config), after=after, frames=5)
+    model = DENOISERS.build(
+        dict(type="ImageToVideo", layout="(b t) c h w", layer=dict(heads=2), **options)
+    )
+    model.image.load_state_dict(filled(config).state_dict())
+    return model.train()
+
+
+@both
+def test_with_temporal_layers_it_is_at_first_the_image_model(kind):
+    model, (image, x, clock, cond) = as_video(kind), case(kind, batch=2)
+    x, *shown = (
+        drawn(2, v.shape[1], 5, *v.shape[3:], seed=i)
+        for i, v in enumerate([x, *(v for v in cond.values() if v.ndim == 5)])
+    )
+    cond |= zip((k for k, v in cond.items() if v.ndim == 5), shown, strict=True)
+    assert len(model.temporal) == 6  # three groups each way
+
+    with torch.no_grad():
+        out = model(x, clock, **cond)
+        told = {
+            k: folded(v)[:, :, None] if v.ndim == 5 else v.repeat_interleave(5, 0)
+            for k, v in cond.items()
+        }
+        frames = image(folded(x)[:, :, None], clock.repeat_interleave(5, 0), **told)
+        assert torch.equal(folded(out), frames[:, :, 0])
+        for i in range(5):
+            told = {k: v[:, :, i : i + 1] if v.ndim == 5 else v for k, v in cond.items()}
+            alone = image(x[:, :, i : i + 1], clock, **told)
+            scale = out.abs().max().item()
+            torch.testing.assert_close(out[:, :, i : i + 1], alone, rtol=0, atol=2e-6 * scale)
+        order = [3, 0, 4, 1, 2]
+        told = {k: v[:, :, order] if v.ndim == 5 else v for k, v in cond.items()}
+        moved = model(x[:, :, order], clock, **told)  # kernels round by the place in the batch
+        torch.testing.assert_close(moved, out[:, :, order], rtol=0, atol=2e-6 * scale)
+
+    before = {k: v.clone() for k, v in model.image.state_dict().items()}
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=1e-2)
+    for step in range(10):
+        optimizer.zero_grad()
+        (model(x, clock, **cond) - 1).square().mean().backward()
+        if step == 0:
+            for name, weight in model.temporal.named_parameters():
+                assert weight.grad.any() == name.endswith(("proj.weight", "proj.bias")), name
+        optimizer.step()
+    assert not model.image.training
+    for name, value in model.image.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    with torch.no_grad():
+        assert not torch.allclose(model(x, clock, **cond), out, rtol=0, atol=1e-3)
+        told = {k: v[:, :, :1] if v.ndim == 5 else v for k, v in cond.items()}
+        one = model(x[:, :, :1], clock, **told)
+        assert torch.equal(one, image(x[:, :, :1], clock, **told))
