@@ -45,6 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     what.add_argument("--prompts-file", help="a text file, a video for each of its lines")
     what.add_argument("--num-samples", type=int, help="how many; classes are gone through in turn")
+    parser.add_argument("--image", help="a picture that the videos are to be like")
     parser.add_argument("--sampler", help="one that the config offers under samplers, e.g. paper")
     parser.add_argument("--steps", type=int, help="of the solver; default as the config says")
     parser.add_argument("--guidance", type=float, help="scale of guidance; 1 is none")
@@ -174,6 +175,7 @@ def write(
         "dtype": args.dtype,
         "checkpoint": str(args.checkpoint),
         "checkpoint_sha256": digest(Path(args.checkpoint)),
+        "image": args.image,
         "prior": args.prior and str(args.prior),
         "prior_config": args.prior and (args.prior_config or cfg.get("prior")),
         "ema": not args.no_ema,
@@ -241,6 +243,7 @@ def main(argv: list[str] | None = None) -> None:
                 args.num_frames,
                 args.size,
                 prompts,
+                args.image,
             )
         write(videos, prompts or labels, args, cfg, time.perf_counter() - start)
 

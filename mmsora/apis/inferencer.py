@@ -11,11 +11,13 @@ from torch import Tensor
 
 from mmsora.apis.build import build_model, config_of, fill
 from mmsora.models.conditioners.conditioner import Conditioner
+from mmsora.models.conditioners.image import ImageConditioner
 from mmsora.models.conditioners.latent import LatentConditioner
 from mmsora.models.latent_diffusion import Denoiser
 from mmsora.structures.video_sample import VideoSample
 from mmsora.utils.checkpoint import WEIGHTS, load_checkpoint
 from mmsora.utils.user_error import UserError
+from mmsora.utils.video_io import read_image
 
 __all__ = ["Inferencer"]
 
@@ -58,7 +60,7 @@ class Inferencer:
         self.prior = prior
         if prior is None:
             self.model.to(self.device)
-        elif not _takes_latents(self.model.conditioner):
+        elif not _has(self.model.conditioner, LatentConditioner):
             raise UserError(
                 f"prior: the model of {checkpoint} has no LatentConditioner, so it decodes no "
                 "latents of another stage"
@@ -74,6 +76,7 @@ class Inferencer:
         num_frames: int | None = None,
         size: tuple[int, int] | None = None,
         prompts: Sequence[str] | None = None,
+        image: str | Path | None = None,
     ) -> Tensor:
         """Sample.
 
@@ -89,7 +92,9 @@ class Inferencer:
             progress: Called with the number of finished videos after each batch.
             num_frames: Of each video; None is what the model is made for.
             size: Height and width; None is what the model is made for.
-            prompts: A video for each of these texts, which a model of texts needs.
+            prompts: A video for each of these texts, which a model of texts needs; the empty text
+                where there is an image.
+            image: File of a picture that all videos are to be like, for a model that is told one.
 
         Returns:
             uint8 videos, (B, C, T, H, W), on the CPU.
@@ -100,7 +105,12 @@ class Inferencer:
         """
         if num_samples is not None and num_samples < 1:
             raise UserError(f"num_samples must be at least 1, got {num_samples}")
-        samples = (self.prior or self)._asked_for(labels, num_samples, prompts)
+        first = self.prior or self
+        if image is not None and not prompts and not labels:
+            prompts = [""] if getattr(first.model.conditioner, "takes_text", False) else None
+        samples = first._asked_for(labels, num_samples, prompts)
+        if image is not None:
+            first._show(image, samples)
         full = self._full_size(num_frames, size)
         batches = [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
         if self.prior is not None:
@@ -125,6 +135,15 @@ class Inferencer:
             count = self.count(prompts, num_samples)
             return [VideoSample(index=i, text=prompts[i % len(prompts)]) for i in range(count)]
         return self._samples([self.number(label) for label in labels or ()], num_samples)
+
+    def _show(self, image: str | Path, samples: Sequence[VideoSample]) -> None:
+        """Tell every sample of a picture."""
+        conditioner = self.model.conditioner
+        if not _has(conditioner, ImageConditioner):
+            raise UserError("the model is told no picture: it has no ImageConditioner")
+        picture = torch.from_numpy(read_image(image)).permute(2, 0, 1) / 127.5 - 1
+        for sample in samples:
+            sample.image = picture
 
     def _ask_prior(
         self,
@@ -217,6 +236,7 @@ class Inferencer:
         return [VideoSample(index=i, label=told[i % len(told)]) for i in range(count)]
 
 
-def _takes_latents(conditioner: Conditioner | None) -> bool:
+def _has(conditioner: Conditioner | None, kind: type[Conditioner]) -> bool:
+    """Whether a conditioner is, or has among its parts, one of a kind."""
     modules = conditioner.modules() if conditioner is not None else ()
-    return any(isinstance(module, LatentConditioner) for module in modules)
+    return any(isinstance(module, kind) for module in modules)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from mmsora.engine.hooks.ema_hook import denoiser_of
+from mmsora.engine.hooks.interrupt_hook import InterruptHook
 from mmsora.engine.hooks.report_hook import reporting_failure
 from mmsora.engine.hooks.watchdog_hook import naming_lost_ranks
 from mmsora.engine.optim_wrapper import DTYPES, AutocastOptimWrapper
@@ -150,8 +151,13 @@ class SoraRunner(ResumableRunner):
 
     def train(self) -> nn.Module:
         """Train; an error is reported, and of several processes one that dies is named."""
-        with naming_lost_ranks(self), reporting_failure(self):
-            return super().train()
+        try:
+            with naming_lost_ranks(self), reporting_failure(self):
+                return super().train()
+        finally:
+            for hook in self.hooks:
+                if isinstance(hook, InterruptHook):
+                    hook.stop_listening()
 
     def get_hooks_info(self) -> str:
         """The hooks by name, in one line where MMEngine prints a page."""

@@ -230,3 +230,61 @@ def test_a_config_of_the_first_stage_needs_its_weights(files, tool, capsys):
     with pytest.raises(SystemExit):
         tool("infer").main(shlex.split(words))
     assert "--prior-config needs --prior CHECKPOINT" in capsys.readouterr().err
+
+
+# A picture as what is asked for
+
+
+class MeanColour(torch.nn.Module):
+    """Of a picture."""
+
+    width = 3
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+
+    def init_weights(self):
+        pass
+
+    def forward(self, image):
+        return image.mean((1, 2))
+
+
+def test_videos_like_a_picture(tmp_path, fill_weights, tool, monkeypatch, cascade):
+    from PIL import Image
+
+    from mmsora.registry import MODELS
+
+    MODELS.register_module(module=MeanColour, force=True)
+    try:
+        told = dict(type="ImageConditioner", encoder=dict(type="MeanColour"))
+        both = dict(type="SeveralConditioner", parts=dict(label=LABEL, picture=told))
+        c = dict(
+            in_channels=3, out_channels=3, size=(1, 2, 3), num_classes=5,
+            levels=[dict(width=8, depth=1, heads=2)],
+        )  # fmt: skip
+        models = {"c": stage(c, compressor(tmp_path), both, conditions=dict(image=3))}
+        written(tmp_path, models, fill_weights)
+        inferencer = load(tmp_path, "c")
+        monkeypatch.setattr(inferencer.model.vae, "decode", lambda x: torch.tanh(x / x.std()))
+        for name, colour in (("red", (200, 30, 10)), ("blue", (0, 90, 250))):
+            Image.new("RGB", (9, 7), colour).save(tmp_path / f"{name}.png")
+        red, blue = (inferencer(labels=[3], image=tmp_path / f"{n}.png") for n in ("red", "blue"))
+        assert not close_in_grey(red, blue)
+        assert not close_in_grey(red, inferencer(labels=[3]))
+        sample = VideoSample(index=0, label=3)
+        sample.image_embedding = torch.tensor([200, 30, 10]) / 127.5 - 1
+        assert torch.equal(inferencer.model.predict([sample]), red)
+
+        words = [tmp_path / "c.py", "--checkpoint", tmp_path / "c.safetensors", "--labels", 3]
+        words += ["--image", tmp_path / "red.png", "--out", tmp_path / "out", "--format", "png"]
+        tool("infer").main([str(word) for word in words])
+        notes = json.loads(next((tmp_path / "out").glob("*.json")).read_text())
+        assert notes["image"] == str(tmp_path / "red.png")
+    finally:
+        MODELS.module_dict.pop("MeanColour")
+    with pytest.raises(
+        UserError, match="the model is told no picture: it has no ImageConditioner"
+    ):
+        cascade(labels=[3], image=tmp_path / "red.png")

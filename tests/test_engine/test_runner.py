@@ -391,3 +391,18 @@ def test_two_ranks_equal_one_process_with_twice_the_batch(
     torch.testing.assert_close(two["ema"], one["ema"], rtol=0, atol=1e-5)
     moved = max((one["state_dict"][key] - start[key]).abs().max() for key in start)
     assert moved > 5e-5
+
+
+def test_nothing_listens_for_signals_after_an_error(tiny_config, monkeypatch):
+    numbers = signal.SIGINT, signal.SIGTERM
+    handlers = [signal.getsignal(number) for number in numbers]
+    runner = RUNNERS.build(tiny_config())
+
+    def fail(*args, **kwargs):
+        assert [signal.getsignal(number) for number in numbers] != handlers
+        raise RuntimeError("in an iteration")
+
+    monkeypatch.setattr(runner.model, "train_step", fail)
+    with pytest.raises(RuntimeError, match="in an iteration"):
+        runner.train()
+    assert [signal.getsignal(number) for number in numbers] == handlers

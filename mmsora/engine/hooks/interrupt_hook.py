@@ -63,13 +63,14 @@ class InterruptHook(Hook):
                 hook.wait(runner)
                 runner.logger.warning(f"saved {hook.last_ckpt}; go on with --resume")
         runner.call_hook("after_interrupt")
-        self._restore()
+        self.stop_listening()
         raise SystemExit(128 + number)
 
     def after_train(self, runner: Runner) -> None:
         """Stop listening."""
-        self._restore()
+        self.stop_listening()
 
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def stop_listening(self) -> None:
+        """Put back what listened before. Our Runner sees to it when training ends by an error."""
+        while self._previous:
+            signal.signal(*self._previous.popitem())
