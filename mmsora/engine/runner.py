@@ -8,7 +8,6 @@ from mmengine.device import get_device
 from mmengine.dist import is_distributed
 from mmengine.optim import OptimWrapper
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from mmsora.engine.hooks.ema_hook import denoiser_of
 from mmsora.engine.hooks.interrupt_hook import InterruptHook
@@ -23,6 +22,7 @@ from mmsora.engine.recompute import ActivationCheckpointing
 from mmsora.engine.resumable_runner import ResumableRunner
 from mmsora.registry import RUNNERS
 from mmsora.utils.process_groups import data_info
+from mmsora.utils.shards import local_part
 from mmsora.utils.user_error import UserError
 
 __all__ = ["SoraRunner"]
@@ -101,7 +101,7 @@ class SoraRunner(ResumableRunner):
         shape = " x ".join(f"{n} {size}" for n, size in zip(names, self.mesh.shape, strict=True))
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         total = sum(weight.numel() for weight in weights)
-        here = sum((w.to_local() if isinstance(w, DTensor) else w).numel() for w in weights)
+        here = sum(local_part(weight).numel() for weight in weights)
         self.logger.info(
             f"parallel {self.plan.mode}: {self.world_size} processes ({shape}); this one holds "
             f"{here / 1e6:.2f} M of {total / 1e6:.2f} M trained parameters"

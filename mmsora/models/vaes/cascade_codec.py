@@ -1,14 +1,12 @@
 """StableCascade's codecs as VAEs: stage A, and the compressor of stage C (arXiv:2306.00637)."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from mmsora.models.vaes.cascade_networks import EfficientNetEncoder, Previewer, StageA
-from mmsora.models.vaes.vae import VAE
+from mmsora.models.vaes.vae import VAEOfFrames
 from mmsora.registry import VAES
 from mmsora.utils.checkpoint import load_checkpoint, load_weights
 from mmsora.utils.draws import Draws
@@ -20,7 +18,7 @@ __all__ = ["CascadeCompressor", "CascadeStageA"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class _Codec(VAE):
+class _Codec(VAEOfFrames):
     """Frozen networks that see a few frames at once.
 
     Args:
@@ -33,18 +31,9 @@ class _Codec(VAE):
         super().__init__()
         self.pretrained, self.config, self.chunk = pretrained, config, chunk
 
-    def train(self, mode: bool = True) -> "_Codec":
-        """Stay in eval mode: the codec is frozen."""
-        return super().train(False)
-
     def identity(self) -> dict[str, Any]:
         """Where the weights come from, and the architecture."""
         return {**super().identity(), "pretrained": self.pretrained, "config": self.config}
-
-    def _by_frames(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        frames = rearrange(x, "b c t h w -> (b t) c h w")
-        parts = [function(part) for part in frames.split(self.chunk)]
-        return rearrange(torch.cat(parts), "(b t) c h w -> b c t h w", b=len(x))
 
 
 @VAES.register_module()

@@ -1,14 +1,12 @@
 """An image VAE on the frames of a video: Stable Diffusion's, by default."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
-from mmsora.models.vaes.vae import VAE, drawn
+from mmsora.models.vaes.vae import VAEOfFrames, drawn
 from mmsora.registry import VAES
 from mmsora.utils.draws import Draws
 from mmsora.utils.feature_store import checksum
@@ -29,7 +27,7 @@ STABLE_DIFFUSION = {
 
 
 @VAES.register_module()
-class FrameVAE(VAE):
+class FrameVAE(VAEOfFrames):
     """Diffusers' ``AutoencoderKL``, frozen, a few frames at a time.
 
     Built from numbers; weights are read in ``init_weights``.
@@ -60,10 +58,6 @@ class FrameVAE(VAE):
         self.model: Any = AutoencoderKL(**self.config)
         self._decoder: Any = None
         self.train(False).requires_grad_(False)
-
-    def train(self, mode: bool = True) -> "FrameVAE":
-        """Stay in eval mode: the VAE is frozen."""
-        return super().train(False)
 
     def init_weights(self) -> None:
         """Read the weights.
@@ -168,11 +162,6 @@ class FrameVAE(VAE):
             return self._decoder.decode(z, generator=noise).sample
 
         return self._by_frames(pixels, latent / self.scale)
-
-    def _by_frames(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        frames = rearrange(x, "b c t h w -> (b t) c h w")
-        parts = [function(part) for part in frames.split(self.chunk)]
-        return rearrange(torch.cat(parts), "(b t) c h w -> b c t h w", b=len(x))
 
 
 def _is_architecture(key: str) -> bool:

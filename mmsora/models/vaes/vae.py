@@ -1,14 +1,17 @@
 """What a VAE is to the rest of the toolbox."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
+import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from mmsora.utils.draws import Draws
 from mmsora.utils.feature_store import checksum
 
-__all__ = ["VAE", "drawn"]
+__all__ = ["VAE", "VAEOfFrames", "drawn"]
 
 
 class VAE(nn.Module):
@@ -60,6 +63,21 @@ class VAE(nn.Module):
     @abstractmethod
     def decode(self, latent: Tensor) -> Tensor:
         """Latents (B, c, t, h, w) to videos (B, C, T, H, W), about in [-1, 1]."""
+
+
+class VAEOfFrames(VAE):
+    """A frozen one of images, which sees a few frames at once; ``chunk`` says how many."""
+
+    chunk: int
+
+    def train(self, mode: bool = True) -> "VAEOfFrames":
+        """Stay in eval mode: the VAE is frozen."""
+        return super().train(False)
+
+    def _by_frames(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        frames = rearrange(x, "b c t h w -> (b t) c h w")
+        parts = [function(part) for part in frames.split(self.chunk)]
+        return rearrange(torch.cat(parts), "(b t) c h w -> b c t h w", b=len(x))
 
 
 def drawn(mean: Tensor, std: Tensor | None, draws: Draws | None) -> Tensor:
