@@ -32,7 +32,7 @@ class TelemetryHook(Hook):
     """Adds to the log, for the last ``interval`` iterations, without what hooks do between them,
     such as saving and sampling, and without validation:
 
-    - ``samples/s`` and ``tokens/s``, of all processes together;
+    - ``samples/s`` and, of transformers, ``tokens/s``, of all processes together;
     - ``TFLOP/s``, of each process: the products of the denoiser, forward and backward as three
       times forward. What is computed again to save memory does not count;
     - ``mfu``, the share of what the GPU's vendor states, where that is known;
@@ -101,11 +101,10 @@ class TelemetryHook(Hook):
     def _figures(self, seconds: float) -> dict[str, float]:
         tokens, flop = (0.0, 0.0) if self._work is None else self._work.total()
         world = data_info()[1]
-        figures = {
-            "samples/s": self._samples * world / seconds,
-            "tokens/s": tokens * world / seconds,
-            "data_wait": self._data.seconds / seconds,
-        }
+        figures = {"samples/s": self._samples * world / seconds}
+        if tokens:
+            figures["tokens/s"] = tokens * world / seconds
+        figures["data_wait"] = self._data.seconds / seconds
         if flop:
             speed = flop * world / get_world_size() / seconds
             figures["TFLOP/s"] = speed / 1e12
