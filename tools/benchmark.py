@@ -108,6 +108,7 @@ def add_cascade(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--iters", type=int, default=2000, help="of stage C on images; others go by it")
     add("--clips", type=int, default=100, help="to sample of each cascade")
+    add("--processes", type=int, default=2, help="with a thread each, for what can go at once")
     add("--precision", default="off", choices=["off", "bf16"], help="of the networks")
     add("--work-dir", default="work_dirs/cascade")
     add("--plot", help="PNG file to write")

@@ -1,6 +1,7 @@
 """``tools/benchmark.py cascade``: three stages on moving digits, images first."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ def run(cascade, tool, tmp_path_factory):
         patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(words)))
         patch.setattr(cascade, "DigitJudge", lambda train: Judge())
         words = f"cascade --iters 4 --clips 3 --work-dir {folder} --out {folder}/o.json"
+        words += " --processes 1"
         tool("benchmark").main([*words.split(), "--plot", f"{folder}/p.png"])
     return folder, "\n".join(printed)
 
@@ -63,6 +65,19 @@ def test_the_table_is_what_was_measured(run):
         assert f"| {name} | {' | '.join(cells)} | {row['reshaping']:.3f} |" in printed
     assert figures["video"]["read_right"] == pytest.approx(1 / 3)
     assert Image.open(folder / "p.png").width > 500
+
+
+def test_jobs_of_several_processes_are_those_of_one(cascade):
+    jobs = {str(size): partial(np.full, 2, size) for size in (3, 5, 4)}
+    seconds = {}
+    for processes in (1, 2):
+        found = cascade.at_once(jobs, processes, seconds)
+        assert {name: made.tolist() for name, made in found.items()} == {
+            "3": [3, 3],
+            "5": [5, 5],
+            "4": [4, 4],
+        }
+        assert seconds.keys() == jobs.keys()
 
 
 def test_the_video_stages_are_the_image_stages_and_temporal_layers(run):
