@@ -123,33 +123,39 @@ def prepare(args: argparse.Namespace) -> "Config":
     return cfg
 
 
-def text_encoder_of(cfg: "Config", args: argparse.Namespace) -> Any:
-    """The text encoder of a config's conditioner, with its weights.
+def conditioner_of(cfg: "Config", args: argparse.Namespace) -> Any:
+    """A config's conditioner, with its weights.
 
     Args:
         cfg: The config.
         args: The command line.
 
     Returns:
-        The encoder, None where the model is told no texts.
+        The conditioner, None where nothing that it encodes can be stored.
 
     Raises:
-        UserError: The layout has no place for embeddings.
+        UserError: The layout has no place for what it encodes.
     """
+    from mmsora.models.conditioners.looking import lookers
     from mmsora.registry import CONDITIONERS
 
     config = cfg.model.get("conditioner")
-    if not config:
-        return None
-    conditioner = CONDITIONERS.build(config)
-    if not getattr(conditioner, "takes_text", False):
+    conditioner = CONDITIONERS.build(config) if config else None
+    what = "texts" if getattr(conditioner, "takes_text", False) else ""
+    what = what or ", ".join(part.field for part in lookers(conditioner))
+    if conditioner is None or not what:
         return None
     if args.layout == "npy":
         raise UserError(
-            "--layout npy holds no texts, which the model is told; take --layout shards"
+            f"--layout npy holds no {what}, which the model is told; take --layout shards"
         )
     conditioner.init_weights()
-    return conditioner.encoder.eval()
+    return conditioner.eval()
+
+
+def text_encoder_of(conditioner: Any) -> Any:
+    """What embeds a conditioner's texts, None where it is told none."""
+    return conditioner.encoder if getattr(conditioner, "takes_text", False) else None
 
 
 def prompts_of(cfg: "Config") -> list[str]:
@@ -233,7 +239,7 @@ def list_hash(dataset: Any) -> str | None:
 
 
 def manifest_of(
-    cfg: "Config", args: argparse.Namespace, dataset: Any, vae: Any, text: Any, flip: float
+    cfg: "Config", args: argparse.Namespace, dataset: Any, vae: Any, conditioner: Any, flip: float
 ) -> dict[str, Any]:
     """What the cache is made of.
 
@@ -242,7 +248,7 @@ def manifest_of(
         args: The command line.
         dataset: Its dataset.
         vae: Its VAE, with its weights.
-        text: Its text encoder, with its weights, or None.
+        conditioner: Its conditioner, with its weights, or None.
         flip: How often the pipeline flips.
 
     Returns:
@@ -251,13 +257,15 @@ def manifest_of(
     Raises:
         UserError: ``--clips`` asks for epochs of a dataset that has none.
     """
+    from mmsora.models.conditioners.looking import lookers
     from mmsora.utils.config_check import config_dict
 
     if args.clips > 1 and not getattr(dataset, "takes_epochs", False):
         raise UserError(f"--clips {args.clips}: {type(dataset).__name__} is the same every epoch")
     made_of = config_dict(cfg)["train_dataloader"]["dataset"]
     classes = getattr(dataset, "metainfo", {}).get("classes")
-    return {
+    text, parts = text_encoder_of(conditioner), lookers(conditioner)
+    manifest = {
         "layout": args.layout,
         "rows": len(dataset) * args.clips,
         "rows_per_shard": args.rows_per_shard,
@@ -267,12 +275,20 @@ def manifest_of(
         "seed": getattr(dataset, "seed", 0),
         "dtype": args.dtype,
         "precision": args.precision,
-        "vae": {**vae.identity(), "weights": vae.fingerprint()},
-        "text": None if text is None else {**text.identity(), "weights": text.fingerprint()},
+        "vae": made_by(vae),
+        "text": None if text is None else made_by(text),
         "dataset": {key: value for key, value in made_of.items() if key not in NOT_KEPT},
         "list": list_hash(dataset),
         "classes": None if classes is None else list(classes),
     }
+    if parts:  # older caches are told from others by having none
+        manifest["seen"] = {part.field: made_by(part) for part in parts}
+    return manifest
+
+
+def made_by(encoder: Any) -> dict[str, Any]:
+    """What made a cache, in plain values."""
+    return {**encoder.identity(), "weights": encoder.fingerprint()}
 
 
 class Encoder:
@@ -282,22 +298,30 @@ class Encoder:
         cfg: The config.
         args: The command line.
         vae: The VAE, where it is to run.
-        text: The text encoder there, or None.
+        conditioner: Of what is told of the samples, there, or None.
         flip: How often the pipeline flips.
         seed: Of the dataset.
     """
 
     def __init__(
-        self, cfg: "Config", args: argparse.Namespace, vae: Any, text: Any, flip: float, seed: int
+        self,
+        cfg: "Config",
+        args: argparse.Namespace,
+        vae: Any,
+        conditioner: Any,
+        flip: float,
+        seed: int,
     ) -> None:
         import torch
 
+        from mmsora.models.conditioners.looking import lookers
         from mmsora.registry import MODELS
 
         config = cfg.model.get("data_preprocessor") or {"type": "mmsora.VideoPreprocessor"}
         self.device = next(iter(vae.state_dict().values()), torch.empty(0)).device
         self.preprocess = MODELS.build(config).to(self.device)
-        self.vae, self.text, self.flip, self.seed = vae, text, flip, seed
+        self.vae, self.flip, self.seed = vae, flip, seed
+        self.text, self.lookers = text_encoder_of(conditioner), lookers(conditioner)
         self.npy, self.dtype = args.layout == "npy", getattr(torch, args.dtype)
         self.autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=args.precision == "bf16"
@@ -318,7 +342,8 @@ class Encoder:
 
         Returns:
             For each its ``moments``, (flips, 1 or 2, c, t, h, w), or with the layout ``npy`` a
-            latent (c, t, h, w), its annotation, and for a model of texts their embeddings.
+            latent (c, t, h, w), its annotation, and what conditioners are told: embeddings of
+            texts, and what is seen in the sides of the clip, (flips, ...).
 
         Raises:
             UserError: A latent is not finite.
@@ -339,18 +364,48 @@ class Encoder:
             else:
                 sides = [videos, videos.flip(-1)] if self.flip else [videos]
                 found = torch.stack([self._moments(side) for side in sides], dim=1)
-        found = found.to(self.dtype).cpu()
-        for row, sample in zip(found, samples, strict=True):
+        rows = self._stored(found, samples)
+        if not self.npy:
+            seen = self._seen(sides, samples)
+            rows = [row | more for row, more in zip(rows, seen, strict=True)]
+        texts = self._texts(samples)
+        return [
+            {**row, **annotation(sample), **text}
+            for row, sample, text in zip(rows, samples, texts, strict=True)
+        ]
+
+    def _stored(
+        self, found: "Sequence[Tensor]", samples: Sequence[Any], name: str = "moments"
+    ) -> list[dict[str, "Tensor"]]:
+        rows = [row.to(self.dtype).cpu() for row in found]
+        for row, sample in zip(rows, samples, strict=True):
             if not row.isfinite().all():
                 raise UserError(
                     f"{sample.get('path', f'sample {sample.index}')}: its latent is not finite in "
                     f"{self.dtype}; use --dtype float32 and --precision off"
                 )
-        texts = self._texts(samples)
-        return [
-            {"moments": row, **annotation(sample), **text}
-            for row, sample, text in zip(found, samples, texts, strict=True)
-        ]
+        return [{name: row} for row in rows]
+
+    def _seen(
+        self, sides: "Sequence[Tensor]", samples: Sequence[Any]
+    ) -> list[dict[str, "Tensor"]]:
+        """What conditioners see in both sides of samples."""
+        import torch
+
+        from mmsora.datasets.cached import SEEN
+        from mmsora.utils.draws import Draws
+
+        records: list[dict[str, Tensor]] = [{} for _ in samples]
+        draws = Draws(self.seed, [sample.index for sample in samples])
+        for part in self.lookers:
+            with torch.inference_mode(), self.autocast:
+                of_sides = [part.see(side, samples, draws) for side in sides]
+            both = [torch.stack(one) for one in zip(*of_sides, strict=True)]
+            for record, row in zip(
+                records, self._stored(both, samples, SEEN + part.field), strict=True
+            ):
+                record |= row
+        return records
 
     def _texts(self, samples: Sequence[Any]) -> list[dict[str, "Tensor"]]:
         """The embeddings of the texts of samples, and of those of the images beside them."""
@@ -501,16 +556,16 @@ def run(args: argparse.Namespace) -> None:
         flip = take_flip(dataset)
         vae = VAES.build(cfg.model.vae).requires_grad_(False).eval()
         vae.init_weights()
-        text, device = text_encoder_of(cfg, args), args.device or gpu
-        manifest = manifest_of(cfg, args, dataset, vae, text, flip)
-        vae, text = vae.to(device), text and text.to(device)
-        encoder = Encoder(cfg, args, vae, text, flip, manifest["seed"])
+        conditioner, device = conditioner_of(cfg, args), args.device or gpu
+        manifest = manifest_of(cfg, args, dataset, vae, conditioner, flip)
+        vae, conditioner = vae.to(device), conditioner and conditioner.to(device)
+        encoder = Encoder(cfg, args, vae, conditioner, flip, manifest["seed"])
         if args.layout == "npy":
             writer: FeatureWriter = NpyWriter(args.out, manifest, rank, world, args.name)
         else:
             writer = FeatureWriter(args.out, manifest, rank, world)
-        if text is not None:
-            write_texts(writer, text, prompts_of(cfg))
+        if encoder.text is not None:
+            write_texts(writer, encoder.text, prompts_of(cfg))
     workers = args.workers
     if workers is None:
         workers = cfg.train_dataloader.get("num_workers", 0)

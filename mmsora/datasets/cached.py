@@ -18,6 +18,7 @@ from mmsora.utils.user_error import UserError
 __all__ = ["CachedLatents", "NpyLatents", "stack_latents"]
 
 EMBEDDINGS = ("text_embedding", "image_text_embeddings")
+SEEN = "seen."  # in a store, before what a conditioner saw in both sides of a clip
 
 
 @FUNCTIONS.register_module()
@@ -58,7 +59,7 @@ class CachedLatents(_Epochs):
     none the latent, (1, c, t, h, w). A sample has the index, flip and annotation that the dataset
     itself gives it, so that the loss is the same, and for a model of texts its ``text_embedding``,
     (tokens, channels) in float32 with the states of padding too, and ``text_mask``, which tokens
-    are the text's own.
+    are the text's own. What conditioners saw in the clip is there too, in float32.
 
     Args:
         data_root: Folder of the cache.
@@ -76,6 +77,7 @@ class CachedLatents(_Epochs):
         self.seed = about["seed"] if seed is None else seed
         self.latents_of, self.metainfo = about["vae"], _metainfo(about)
         self.texts_of: dict[str, Any] | None = about.get("text")
+        self.seen_by: dict[str, Any] = about.get("seen") or {}
         self._tensors = [key for key in self._store.names if key.startswith("sample.")]
 
     def __len__(self) -> int:
@@ -92,6 +94,8 @@ class CachedLatents(_Epochs):
         for key in self._tensors:
             value, name = self._store.read(key, row), key.removeprefix("sample.")
             setattr(sample, name, value.float() if name in EMBEDDINGS else value)
+        for field in self.seen_by:
+            setattr(sample, field, self._store.read(SEEN + field, row, flipped).float())
         inputs = self._store.read("moments", row, flipped)
         return {"inputs": inputs, "data_samples": sample}
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mmsora.diffusion.process import Diffusion
 from mmsora.models.alignments.representation import RepresentationAlignment
 from mmsora.models.conditioners.conditioner import Conditioner, images_beside
+from mmsora.models.conditioners.looking import lookers
 from mmsora.models.layers.patch import grid_of
 from mmsora.models.layers.transformer import VideoTransformer
 from mmsora.models.vaes.vae import VAE, drawn
@@ -23,6 +24,7 @@ from mmsora.registry import CONDITIONERS, DENOISERS, MODELS, SCHEDULERS, VAES
 from mmsora.structures.video_sample import VideoSample
 from mmsora.utils.checkpoint import load_denoiser
 from mmsora.utils.draws import Draws
+from mmsora.utils.made_by import check_maker
 from mmsora.utils.process_groups import data_info, sequence_group
 from mmsora.utils.user_error import UserError
 
@@ -220,13 +222,8 @@ class LatentDiffusion(BaseModel):
                 "themselves, or with model.alignment=None"
             )
         if made_by:
-            for line in _differences(made_by, self.vae.identity()):
-                if not line.startswith("pretrained"):
-                    raise UserError(f"{CACHED_BY_ANOTHER}: {line}")
+            check_maker(made_by, self.vae.identity(), self._build_vae, CACHED_BY_ANOTHER)
         self._latents_of = made_by
-        if made_by and made_by.get("pretrained") != self.vae.identity().get("pretrained"):
-            with self.vae_in_place():  # other names may be the same weights
-                pass
         self.vae.to("meta")
 
     @contextmanager
@@ -386,8 +383,8 @@ class LatentDiffusion(BaseModel):
         self, inputs: Tensor, samples: Sequence[VideoSample], draws: Draws | None = None
     ) -> None:
         """Let conditioners look at the videos, where there are any and they ask for them."""
-        if inputs.ndim == 5 and getattr(self.conditioner, "takes_video", False):
-            cast(Any, self.conditioner).look(inputs, samples, draws)
+        for part in lookers(self.conditioner) if inputs.ndim == 5 else ():
+            part.look(inputs, samples, draws)
 
     def _condition(
         self, samples: Sequence[VideoSample], draws: Draws | None = None
@@ -468,14 +465,6 @@ class LatentDiffusion(BaseModel):
         cond = self._condition(data_samples)
         null = self._null(cond, batch)
         return self.diffusion.sample(self.denoiser, noise, cond, null, draws, self.weak)
-
-
-def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
-    return [
-        f"{key}={theirs.get(key)!r} there, {ours.get(key)!r} here"
-        for key in [*ours, *theirs]
-        if key != "weights" and theirs.get(key) != ours.get(key)
-    ]
 
 
 def _modules_of(diffusion: Diffusion) -> nn.ModuleDict:

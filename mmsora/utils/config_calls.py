@@ -133,6 +133,8 @@ PLACES = {
     "parallel": Place(default="mmsora.engine.parallel.Parallel"),
     "activation_checkpointing": Place(default="mmsora.engine.ActivationCheckpointing"),
 }
+# Dicts of configs by names that users choose, and the key that each is looked up as.
+MEMBERS = {"default_hooks": "custom_hooks", "parts": "conditioner"}
 # Top-level keys that MMEngine or our Runner reads off the config, beside its Runner's arguments.
 RUNNER_KEYS = (
     "activation_checkpointing",
@@ -171,8 +173,7 @@ def place_of(value: Mapping, keys: Keys) -> Place:
     """What is known of the dict ``value`` that stands at ``keys``."""
     names = [key for key in keys if not key.isdigit()]
     key = names[-1]
-    if names[-2:-1] == ["default_hooks"]:
-        key = "custom_hooks"
+    key = MEMBERS.get(names[-2] if len(names) > 1 else "", key)
     if PLACES.get(key) is _EVALUATOR and "metrics" not in value:
         key = "metrics"
     place = PLACES.get(key, Place(nested=True))

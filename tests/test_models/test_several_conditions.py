@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from mmsora.models.conditioners.looking import lookers
 from mmsora.models.vaes.vae import VAE
 from mmsora.registry import CONDITIONERS, VAES
 from mmsora.structures.video_sample import VideoSample
@@ -52,7 +53,9 @@ def build(**changes):
 
 def test_all_is_said_at_once():
     conditioner, told = build(), samples(2)
-    conditioner.look(clips(), told)
+    (looker,) = lookers(conditioner)
+    assert looker is conditioner.parts["latent"]
+    looker.look(clips(), told)
     cond = conditioner(told)
     assert cond["label"].tolist() == [0, 1]
     assert torch.equal(cond["latent"], Pooled().encode(clips()))
@@ -60,11 +63,7 @@ def test_all_is_said_at_once():
     assert null["label"].tolist() == [5, 5, 5]
     assert null["latent"].shape == (3, 6, 1, 1, 1)
     assert not null["latent"].any()
-    assert (conditioner.num_classes, conditioner.takes_text, conditioner.takes_video) == (
-        5,
-        False,
-        True,
-    )
+    assert (conditioner.num_classes, conditioner.takes_text) == (5, False)
 
 
 @pytest.mark.parametrize("together", [0.0, 0.1])

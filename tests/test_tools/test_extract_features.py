@@ -527,7 +527,7 @@ def test_another_text_encoder_is_refused(extract, text_config, tmp_path, clip, c
     assert "text.weights: '" in capsys.readouterr().err
     for cfg, named in (
         (text_config(1), "the weights in .*tiny1 are others"),
-        (text_config(length=7), "length: 9 -> 7"),
+        (text_config(length=7), "length=9 there, 7 here"),
     ):
         with pytest.raises(UserError, match=f"by another text encoder than model.*{named}"):
             RUNNERS.build(from_cache(cfg, tmp_path / "cache")).train()
@@ -551,12 +551,12 @@ def test_mistakes_with_texts(extract, text_config, images, tmp_path, capsys):
 def test_texts_of_images_beside_a_clip_are_embedded(extract_tool, text_config, clip, tmp_path):
     cfg = text_config()
     args = extract_tool.parse_args(options(cfg, tmp_path / "out"))
-    text, vae = extract_tool.text_encoder_of(cfg, args), IdentityVAE()
-    encoder = extract_tool.Encoder(cfg, args, vae, text, 0.0, 0)
+    conditioner = extract_tool.conditioner_of(cfg, args)
+    encoder = extract_tool.Encoder(cfg, args, IdentityVAE(), conditioner, 0.0, 0)
     sample = VideoSample(index=0, text="a cat", num_images=2, image_texts=["fox", "dogs"])
     batch = [{"inputs": torch.zeros(3, 3, 4, 6, dtype=torch.uint8), "data_samples": sample}]
     record = encoder(batch)[0]
-    states, mask = text(["a cat", "fox", "dogs"])
+    states, mask = conditioner.encoder(["a cat", "fox", "dogs"])
     torch.testing.assert_close(record["sample.text_embedding"], states[0])
     assert torch.equal(record["sample.text_mask"], mask[0])
     torch.testing.assert_close(record["sample.image_text_embeddings"], states[1:])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmsora.engine.hooks.ema_hook import DenoiserEMAHook
 from mmsora.engine.parallel.plan import Parallel
+from mmsora.models.conditioners.looking import lookers
 from mmsora.models.latent_diffusion import LatentDiffusion
 from mmsora.registry import HOOKS
 from mmsora.utils.memory import LiveBytes, num_bytes
@@ -54,7 +55,8 @@ def split_weights(model: LatentDiffusion) -> tuple[list[Tensor], list[Tensor]]:
     ours = [t for n, t in rest.items() if n in saved or n.startswith("denoiser.")]
     frozen = [t for n, t in rest.items() if n not in saved and not n.startswith("denoiser.")]
     if model.trains_on_latents:
-        theirs = {id(tensor) for tensor in [*model.vae.parameters(), *model.vae.buffers()]}
+        unread = [model.vae, *(part.encoder for part in lookers(model.conditioner))]
+        theirs = {id(t) for part in unread for t in (*part.parameters(), *part.buffers())}
         frozen = [tensor for tensor in frozen if id(tensor) not in theirs]
     return ours, frozen
 

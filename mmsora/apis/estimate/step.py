@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache, wraps
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -18,7 +18,8 @@ from mmsora.datasets.mixture import JointImages
 from mmsora.engine.blocks import blocks_of
 from mmsora.engine.optim_wrapper import DTYPES
 from mmsora.engine.recompute import ActivationCheckpointing
-from mmsora.models.latent_diffusion import LatentDiffusion
+from mmsora.models.conditioners.looking import lookers
+from mmsora.models.latent_diffusion import Denoiser, LatentDiffusion
 from mmsora.models.vaes.vae import VAE
 from mmsora.registry import DATASETS, MODELS
 from mmsora.structures.video_sample import VideoSample
@@ -38,7 +39,7 @@ class Setup(NamedTuple):
         model: Its config, as JSON.
         batch: Samples on a process.
         images: Independent images beside each clip.
-        cached: Whether latents, and embeddings of texts, come from a cache.
+        cached: Whether latents, and what the denoiser is told, come from a cache.
         precision: Of ``optim_wrapper``.
         recompute: ``activation_checkpointing``, as JSON.
         gathered: Whether weights arrive in the precision of autocast, as under zero2 and zero3.
@@ -152,7 +153,7 @@ def cost_of(setup: Setup) -> Cost:
     if setup.gathered and dtype is not None:
         for weight in model.denoiser.parameters():
             weight.data = weight.data.to(dtype)
-    data = {"inputs": _inputs(model, setup), "data_samples": _samples(setup)}
+    data = {"inputs": _inputs(model, setup), "data_samples": _samples(model, setup)}
     gpu, frozen, counter = AsOnGPU(dtype), FlopCounter(), FlopCounter()
     for _, block in blocks_of(model.denoiser):
         gpu.cover(block)
@@ -229,10 +230,15 @@ def _video_size(vae: VAE, latent: tuple[int, int, int]) -> tuple[int, int, int]:
     )
 
 
-def _samples(setup: Setup) -> list[VideoSample]:
+def _samples(model: LatentDiffusion, setup: Setup) -> list[VideoSample]:
     """Annotations with one of everything."""
     known: dict[str, Any] = {"label": 0, "text": ""}
     if setup.images:
         known |= {"num_images": setup.images, "image_labels": [0] * setup.images}
         known["image_texts"] = [""] * setup.images
+    if setup.cached:
+        size = _video_size(model.vae, cast(Denoiser, model.denoiser).size)
+        clip = torch.empty(1, 3, *size, device="meta")
+        for part in lookers(model.conditioner):
+            known[part.field] = part.see(clip, [VideoSample()])[0]
     return [VideoSample(index=index, **known) for index in range(setup.batch)]

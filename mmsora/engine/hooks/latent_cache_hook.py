@@ -1,7 +1,8 @@
-"""Training on a cache does without VAE and text encoder, and only on what these made."""
+"""Training on a cache does without VAE and encoders, and only on what these made."""
 
 import logging
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -10,6 +11,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from mmsora.engine.hooks.ema_hook import model_of
+from mmsora.models.conditioners.looking import lookers
 from mmsora.registry import HOOKS
 from mmsora.utils.user_error import UserError
 
@@ -18,10 +20,11 @@ __all__ = ["LatentCacheHook"]
 
 @HOOKS.register_module()
 class LatentCacheHook(Hook):
-    """Compares VAE and text encoder of a cache with the model's, whose weights it puts aside.
+    """Compares VAE and encoders of a cache with the model's, whose weights it puts aside.
 
-    Datasets that give latents have ``latents_of``, what made them, and those that give embeddings
-    of texts ``texts_of``. Without such a dataset it does nothing.
+    Datasets that give latents have ``latents_of``, what made them, those that give embeddings of
+    texts ``texts_of``, and those that give what conditioners see in a clip ``seen_by``, by its
+    name. Without such a dataset it does nothing.
     """
 
     def before_run(self, runner: Runner) -> None:
@@ -31,8 +34,8 @@ class LatentCacheHook(Hook):
             runner: The runner.
 
         Raises:
-            UserError: The cache is another VAE's or text encoder's, or only one of training and
-                validation has one.
+            UserError: The cache is another VAE's or encoder's, or lacks what the model is told,
+                or only one of training and validation has one.
         """
         model, caches = model_of(runner), _caches(runner.train_dataloader)
         if runner.val_loop is not None:
@@ -55,6 +58,13 @@ class LatentCacheHook(Hook):
             model.train_on_latents(made_by)
         if getattr(model.conditioner, "takes_text", False):
             _put_text_encoder_aside(model.conditioner, caches)
+        for looker, cache in product(lookers(model.conditioner), caches):
+            if looker.field not in getattr(cache, "seen_by", ()):
+                raise UserError(
+                    f"{cache.data_root} has no {looker.field} of its clips, which the model is "
+                    "told; extract them with this config"
+                )
+            looker.train_on_seen(cache.seen_by[looker.field])
 
 
 def _put_text_encoder_aside(conditioner: Any, caches: list[Any]) -> None:

@@ -1,17 +1,19 @@
 """A picture, as CLIP sees it (Radford et al. 2021, arXiv:2103.00020)."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmsora.models.conditioners.conditioner import Conditioner
+from mmsora.models.conditioners.looking import LookingConditioner
 from mmsora.models.text_encoders.clip_text import read_clip
 from mmsora.registry import CONDITIONERS, MODELS
 from mmsora.structures.video_sample import VideoSample
 from mmsora.utils.draws import Draws
+from mmsora.utils.feature_store import checksum
 from mmsora.utils.user_error import UserError
 
 __all__ = ["CLIPImage", "ImageConditioner"]
@@ -58,6 +60,14 @@ class CLIPImage(nn.Module):
         """Stay in eval mode: the encoder is frozen."""
         return super().train(False)
 
+    def identity(self) -> dict[str, Any]:
+        """What embeddings depend on, in plain values; ``source`` is the weights' folder."""
+        return {"type": type(self).__name__, "width": self.width, "source": self.folder}
+
+    def fingerprint(self) -> str:
+        """A hash of the weights."""
+        return checksum(self.model.state_dict())
+
     def forward(self, image: Tensor) -> Tensor:
         """An image (3, H, W) in [-1, 1] to its embedding, (width,) in float32."""
         side = self.model.config.image_size
@@ -70,7 +80,7 @@ class CLIPImage(nn.Module):
 
 
 @CONDITIONERS.register_module()
-class ImageConditioner(Conditioner):
+class ImageConditioner(LookingConditioner):
     """Gives ``image=``, an encoder's embedding of one picture, (B, width); zeros stand for none.
 
     A sample's own ``image_embedding`` where it has one, else that of its ``image``, (3, H, W) in
@@ -81,30 +91,25 @@ class ImageConditioner(Conditioner):
         drop_prob: Probability that training replaces a picture by none.
     """
 
-    takes_video = True
+    field = "image_embedding"
+    encoder: CLIPImage
 
     def __init__(self, encoder: dict, drop_prob: float = 0.9) -> None:
         super().__init__(drop_prob)
-        self.encoder: CLIPImage = MODELS.build(encoder)
-        self.encoder.requires_grad_(False)
+        self._encoder_config = deepcopy(encoder)
+        self.encoder = self.build_encoder()
 
-    def init_weights(self) -> None:
-        """The encoder's."""
-        self.encoder.init_weights()
+    def build_encoder(self) -> CLIPImage:
+        return MODELS.build(deepcopy(self._encoder_config)).requires_grad_(False)
 
-    def look(
+    def see(
         self, videos: Tensor, samples: Sequence[VideoSample], draws: Draws | None = None
-    ) -> None:
-        """Give each sample that has no picture the first frame of its video.
-
-        Args:
-            videos: (B, 3, T, H, W) in [-1, 1].
-            samples: Their annotations.
-            draws: Not used.
-        """
-        for video, sample in zip(videos, samples, strict=True):
-            if sample.get("image") is None:
-                sample.image = video[:, 0]
+    ) -> list[Tensor]:
+        pictures = [sample.get("image") for sample in samples]
+        return [
+            self.encoder(video[:, 0] if picture is None else picture)
+            for video, picture in zip(videos, pictures, strict=True)
+        ]
 
     def encode(self, samples: Sequence[VideoSample]) -> dict[str, Tensor]:
         return {"image": torch.stack([self._embedding(sample) for sample in samples])}

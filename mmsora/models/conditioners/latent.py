@@ -1,12 +1,14 @@
 """A clip's own latents of another VAE, for what decodes them."""
 
 from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmsora.models.conditioners.conditioner import Conditioner
+from mmsora.models.conditioners.looking import LookingConditioner
 from mmsora.models.vaes.vae import VAE
 from mmsora.registry import CONDITIONERS, VAES
 from mmsora.structures.video_sample import VideoSample
@@ -17,7 +19,7 @@ __all__ = ["LatentConditioner"]
 
 
 @CONDITIONERS.register_module()
-class LatentConditioner(Conditioner):
+class LatentConditioner(LookingConditioner):
     """Gives latents, (B, channels, T, h, w), that a first model makes and a second decodes.
 
     A sample's own field ``latent`` where it has one, as from a cache or from the first model; in
@@ -32,7 +34,7 @@ class LatentConditioner(Conditioner):
         name: What the denoiser calls them.
     """
 
-    takes_video = True
+    field = "latent"
     encoder: VAE
 
     def __init__(
@@ -46,15 +48,24 @@ class LatentConditioner(Conditioner):
         super().__init__(drop_prob)
         if not 0 < smallest <= 1:
             raise ValueError(f"smallest must be above 0 and at most 1, got {smallest}")
-        self.encoder = VAES.build(encoder).requires_grad_(False)
+        self._encoder_config = deepcopy(encoder)
+        self.encoder = self.build_encoder()
         self.channels, self.smallest, self.name = channels, smallest, name
 
-    def init_weights(self) -> None:
-        """The encoder's."""
-        self.encoder.init_weights()
+    def build_encoder(self) -> VAE:
+        return VAES.build(deepcopy(self._encoder_config)).requires_grad_(False)
+
+    def identity(self) -> dict[str, Any]:
+        """The encoder's, and how far videos are shrunk."""
+        return {**super().identity(), "smallest": self.smallest}
+
+    def train_on_seen(self, made_by: dict[str, Any]) -> None:
+        """Do without the encoder, whose weights go."""
+        super().train_on_seen(made_by)
+        self.encoder.to("meta")
 
     def encode(self, samples: Sequence[VideoSample]) -> dict[str, Tensor]:
-        latents = [sample.get("latent") for sample in samples]
+        latents = [sample.get(self.field) for sample in samples]
         if any(latent is None for latent in latents):
             raise UserError(
                 "a clip has neither pixels nor latents of the stage before; sample that stage "
@@ -65,22 +76,15 @@ class LatentConditioner(Conditioner):
     def null(self, batch: int) -> dict[str, Tensor]:
         return {self.name: torch.zeros(batch, self.channels, 1, 1, 1)}
 
-    @torch.no_grad()
-    def look(
+    def see(
         self, videos: Tensor, samples: Sequence[VideoSample], draws: Draws | None = None
-    ) -> None:
-        """Give each sample that has none its ``latent``.
-
-        Args:
-            videos: (B, C, T, H, W) in [-1, 1].
-            samples: Their annotations.
-            draws: The batch's random numbers while training; None shrinks nothing.
-        """
+    ) -> list[Tensor]:
         share = torch.ones(len(samples)) if draws is None else draws.uniform("shrink")
         scales = (self.smallest + (1 - self.smallest) * share).tolist()
-        for video, sample, scale in zip(videos, samples, scales, strict=True):
-            if sample.get("latent") is None:
-                sample.latent = self._latent(video[None], scale)[0]
+        return [
+            self._latent(video[None], scale)[0]
+            for video, scale in zip(videos, scales, strict=True)
+        ]
 
     def _latent(self, video: Tensor, scale: float) -> Tensor:
         """Of one clip, (1, C, T, H, W); at any scale on the grid of the full size."""

@@ -38,11 +38,6 @@ class SeveralConditioner(Conditioner):
         return any(getattr(part, "takes_text", False) for part in self._parts.values())
 
     @property
-    def takes_video(self) -> bool:
-        """Whether a part looks at the videos of training."""
-        return any(getattr(part, "takes_video", False) for part in self._parts.values())
-
-    @property
     def num_classes(self) -> int:
         """Of the part that is told labels, or 0."""
         return max(getattr(part, "num_classes", 0) for part in self._parts.values())
@@ -64,20 +59,6 @@ class SeveralConditioner(Conditioner):
         """Those of the parts."""
         for part in self._parts.values():
             part.init_weights()
-
-    def look(
-        self, videos: Tensor, samples: Sequence[VideoSample], draws: Draws | None = None
-    ) -> None:
-        """Show the videos of training to the parts that ask for them.
-
-        Args:
-            videos: (B, C, T, H, W) in [-1, 1].
-            samples: Their annotations.
-            draws: The batch's random numbers while training.
-        """
-        for part in self._parts.values():
-            if getattr(part, "takes_video", False):
-                part.look(videos, samples, draws)  # type: ignore[operator]
 
     def encode(self, samples: Sequence[VideoSample]) -> dict[str, Tensor]:
         return self._merged({name: part.encode(samples) for name, part in self._parts.items()})

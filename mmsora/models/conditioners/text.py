@@ -11,7 +11,7 @@ from mmsora.models.conditioners.conditioner import Conditioner
 from mmsora.models.text_encoders.text_encoder import TextEncoder
 from mmsora.registry import CONDITIONERS, TEXT_ENCODERS
 from mmsora.structures.video_sample import VideoSample
-from mmsora.utils.config_check import config_diff
+from mmsora.utils.made_by import check_maker
 from mmsora.utils.user_error import UserError
 
 __all__ = ["TextConditioner"]
@@ -39,10 +39,12 @@ class TextConditioner(Conditioner):
     def __init__(self, encoder: dict, drop_prob: float = 0.1) -> None:
         super().__init__(drop_prob)
         self._encoder_config = deepcopy(encoder)
-        self.encoder = TEXT_ENCODERS.build(encoder)
-        self.encoder.requires_grad_(False)
+        self.encoder = self._build_encoder()
         self._known: dict[str, Tensor] | None = None  # in place of the encoder
         self._null: Tensor | None = None
+
+    def _build_encoder(self) -> TextEncoder:
+        return TEXT_ENCODERS.build(deepcopy(self._encoder_config)).requires_grad_(False)
 
     def init_weights(self) -> None:
         """Load the encoder's weights, unless embeddings stand in for it."""
@@ -61,18 +63,7 @@ class TextConditioner(Conditioner):
         Raises:
             UserError: This model's encoder is another.
         """
-        ours = self.encoder.identity()
-        theirs = {key: value for key, value in made_by.items() if key != "weights"}
-        for line in config_diff(theirs, ours):
-            if not line.startswith("source"):
-                raise UserError(f"{EMBEDDED_BY_ANOTHER}: {line}")
-        if theirs != ours:  # other names may be the same weights
-            encoder = TEXT_ENCODERS.build(deepcopy(self._encoder_config))
-            encoder.init_weights()
-            if encoder.fingerprint() != made_by.get("weights"):
-                raise UserError(
-                    f"{EMBEDDED_BY_ANOTHER}: the weights in {ours.get('source')} are others"
-                )
+        check_maker(made_by, self.encoder.identity(), self._build_encoder, EMBEDDED_BY_ANOTHER)
         self._known = {**(self._known or {}), **known}
 
     def encode(self, samples: Sequence[VideoSample]) -> dict[str, Tensor]:
