@@ -7,14 +7,13 @@ and ``stage_a.safetensors``, licensed for non-commercial research alone.
     python tools/extract_features.py stage_b_700m_video --out data/own_stage_b --dtype float16
     python tools/train.py configs/stable_cascade/stage_b_700m_video.py --layout 1x4090
 
-The layout trains on the extracted latents of stages A and C, 212 kB a frame, and reads neither films
-nor CLIP. Films of texts: ``python tools/infer.py stage_b_700m_video --checkpoint
-work_dirs/stage_b_700m_video/iter_320000 --prior work_dirs/stage_c_1b_video/iter_320000
---prompt "a red fox" --dtype bf16``
+The layout trains on extracted latents of stages A and C, 212 kB a frame, without films and CLIP.
+Films of texts: ``python tools/infer.py stage_b_700m_video --dtype bf16 --prompt "a red fox"
+--checkpoint work_dirs/stage_b_700m_video/iter_320000
+--prior work_dirs/stage_c_1b_video/iter_320000``
 
-Recipe: our own, untried: AdamW at 1e-4, 20,000 updates of 16 clips, stage B frozen.
-Hardware: the layout takes 14.9 GB and 61 hours on an RTX 4090 by the arithmetic of
-``tools/estimate.py``, 8 A100 without it 25.3 GB each and 4.3 hours. Expected: unmeasured.
+Recipe: our own, untried: AdamW at 1e-4, 20,000 updates of 16 clips, stage B frozen. Hardware: the layout takes 14.9 GB and 61 hours on an RTX 4090 by the arithmetic of ``tools/estimate.py``, 8 A100
+without it 25.3 GB each and 4.3 hours. Expected: unmeasured.
 """
 
 from mmengine.config import read_base
