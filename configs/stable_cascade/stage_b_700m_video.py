@@ -12,8 +12,9 @@ Films of texts: ``python tools/infer.py stage_b_700m_video --dtype bf16 --prompt
 --checkpoint work_dirs/stage_b_700m_video/iter_320000
 --prior work_dirs/stage_c_1b_video/iter_320000``
 
-Recipe: our own, untried: AdamW at 1e-4, 20,000 updates of 16 clips, stage B frozen. Hardware: the layout takes 14.9 GB and 61 hours on an RTX 4090 by the arithmetic of ``tools/estimate.py``, 8 A100
-without it 25.3 GB each and 4.3 hours. Expected: unmeasured.
+Recipe: our own, untried: AdamW at 1e-4, 20,000 updates of 16 clips, stage B frozen. Hardware: an
+RTX 4090, 14.9 GB and 61 hours by the arithmetic of ``tools/estimate.py``, or without the layout 8
+A100, 25.3 GB each and 4.3 hours. Expected: unmeasured.
 """
 
 from mmengine.config import read_base
