@@ -1,16 +1,11 @@
 """StableCascade's stage B, 700 million parameters, as a video model: temporal layers alone.
 
-Frames made one by one from noise flicker. Here they share it, and see one another at the two
-coarsest levels. Files as for ``stage_c_1b_video``, and the authors' ``stage_b_lite.safetensors``
-and ``stage_a.safetensors``, licensed for non-commercial research alone.
+Frames share their noise and see one another at the two coarsest levels. Files as for
+``stage_c_1b_video``, and the authors' ``stage_b_lite.safetensors`` and ``stage_a.safetensors``,
+licensed for non-commercial research alone. How films are sampled: docs/en/stable_cascade.md.
 
     python tools/extract_features.py stage_b_700m_video --out data/own_stage_b --dtype float16
     python tools/train.py configs/stable_cascade/stage_b_700m_video.py --layout 1x4090
-
-The layout trains on extracted latents of stages A and C, 212 kB a frame, without films and CLIP.
-Films of texts: ``python tools/infer.py stage_b_700m_video --dtype bf16 --prompt "a red fox"
---checkpoint work_dirs/stage_b_700m_video/iter_320000
---prior work_dirs/stage_c_1b_video/iter_320000``
 
 Recipe: our own, untried: AdamW at 1e-4, 20,000 updates of 16 clips, stage B frozen. Hardware: an
 RTX 4090, 14.9 GB and 61 hours by the arithmetic of ``tools/estimate.py``, or without the layout 8
@@ -40,27 +35,21 @@ with read_base():
     from .._base_.default_runtime import *
     from .._base_.diffusion.stable_cascade_b import *
 
-prior = "stage_c_1b_video"
-files = "data/stable_cascade/"
+prior, files = "stage_c_1b_video", "data/stable_cascade/"
 load_from = files + "stage_b_lite.safetensors"
 diffusion.train_noise = dict(type=SharedNoise, noise=diffusion.train_noise)
-
 attention = "2|5|8|11|14|17|20|23|26|29|32|35|38|41"  # blocks
 encoder = dict(type=CLIPTextPooled, folder="data/clip_bigg")
 captions = dict(type=PooledTextConditioner, encoder=encoder, drop_prob=0.05, states=False)
 compressor = dict(type=CascadeCompressor, pretrained=files + "effnet_encoder.safetensors")
 effnet = dict(type=LatentConditioner, encoder=compressor, channels=16, name="effnet")
+coarse = [dict(width=1152, depth=n, heads=18, repeat=2, dropout=0.1) for n in (14, 4)]
 image = dict(
     type=StableCascade,
     in_channels=4,
     out_channels=4,
     size=(1, 120, 208),
-    levels=[
-        dict(width=320, depth=2, repeat=2),
-        dict(width=576, depth=4, repeat=2),
-        dict(width=1152, depth=14, heads=18, repeat=2, dropout=0.1),
-        dict(width=1152, depth=4, heads=18, repeat=2, dropout=0.1),
-    ],
+    levels=[dict(width=320, depth=2, repeat=2), dict(width=576, depth=4, repeat=2), *coarse],
     conditions=dict(width=1280, pooled=1280, effnet=16, pixels=3),
     patch=2,
     strided=True,
