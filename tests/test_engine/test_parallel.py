@@ -33,6 +33,16 @@ CHANGES = {
     "optim_wrapper.optimizer.eps": 1e-3,
     "optim_wrapper.clip_grad.max_norm": 0.1,
 }
+UNET = {
+    "type": "StableCascade",
+    "in_channels": 1,
+    "out_channels": 1,
+    "size": (1, 8, 8),
+    "levels": [{"width": 6, "depth": 1}, {"width": 8, "depth": 1, "heads": 2}],
+    "conditions": {"width": 10, "pooled": 5},
+    "strided": True,
+    "num_classes": 10,
+}
 KINDS = {
     "latte": {},
     "dit": {"model.denoiser.type": "DiT"},
@@ -49,6 +59,17 @@ KINDS = {
     # Of the averages; training then goes on from the weights.
     "sampled": {"custom_hooks.1.interval": 2, "custom_hooks.1.labels": [1]},
     "recomputed": {"activation_checkpointing": {"mode": "full"}},
+    # Temporal layers in a frozen network, behind modules that are gathered by themselves.
+    "temporal": {
+        "model.denoiser": {
+            "type": "ImageToVideo",
+            "image": UNET,
+            "after": {"down_blocks[.]0[.]0": 6, "down_blocks[.]1[.]2": 8},
+            "layout": "(b t) c h w",
+            "frames": 2,
+            "layer": {"heads": 2},
+        }
+    },
     "largest": {"optim_wrapper.clip_grad": {"max_norm": 0.1, "norm_type": float("inf")}},
 }
 TOLERANCE = {"off": 1e-6, "bf16": 2e-2, "fp16": 2e-2}
@@ -139,6 +160,8 @@ def quick():
     found = [case("latte", mode, 2, "off", 3) for mode in named]
     for mode in ("ddp", "zero1", "zero2"):
         found.append(case("parts", mode, 2, "off", 1))
+    for mode in ("ddp", "zero2", "zero3"):
+        found.append(case("temporal", mode, 2))
     found.append(case("recomputed", "zero3", 2, "off", 3))
     found.append(case("sampled", "zero2", 2))
     found.append(case("by value", "zero2", 2))
