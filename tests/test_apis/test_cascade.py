@@ -288,3 +288,63 @@ def test_videos_like_a_picture(tmp_path, fill_weights, tool, monkeypatch, cascad
         UserError, match="the model is told no picture: it has no ImageConditioner"
     ):
         cascade(labels=[3], image=tmp_path / "red.png")
+
+
+def test_a_picture_reaches_the_first_of_two_stages(tmp_path, fill_weights):
+    from PIL import Image
+
+    from mmsora.registry import MODELS
+
+    MODELS.register_module(module=MeanColour, force=True)
+    try:
+        told = dict(type="ImageConditioner", encoder=dict(type="MeanColour"))
+        both = dict(type="SeveralConditioner", parts=dict(label=LABEL, picture=told))
+        models = stages(tmp_path, LABEL, num_classes=5)
+        conditions = models["c"]["denoiser"]["image"]["conditions"]
+        models["c"] |= dict(conditioner=both)
+        conditions["image"] = 3
+        written(tmp_path, models, fill_weights)
+        prior = load(tmp_path, "c")
+        cascade = load(tmp_path, "b", prior=prior)
+    finally:
+        MODELS.module_dict.pop("MeanColour")
+    Image.new("RGB", (9, 7), (200, 30, 10)).save(tmp_path / "red.png")
+    latents = []
+
+    def predict(batch, seed, size):
+        latents.extend(sample.latent for sample in batch)
+        return torch.zeros(len(batch), 3, 2, 16, 24, dtype=torch.uint8)
+
+    cascade.model.predict = predict
+    cascade(labels=[3, 1], image=tmp_path / "red.png", seed=5)
+    samples = [VideoSample(index=i, label=label) for i, label in enumerate((3, 1))]
+    plain = prior.model.sample_latents(samples, 5)
+    for sample in samples:
+        sample.image_embedding = torch.tensor([200, 30, 10]) / 127.5 - 1
+    told, scale = prior.model.sample_latents(samples, 5), plain.abs().max().item()
+    torch.testing.assert_close(torch.stack(latents), told, rtol=0, atol=1e-4 * scale)
+    assert (told - plain).abs().max() > 0.01 * scale
+
+
+# Noise that frames share
+
+
+def test_sampling_starts_and_goes_on_with_the_noise_that_frames_share(files):
+    from mmengine.config import Config
+
+    for kind in ("SharedNoise", "TrainNoise"):
+        cfg, seen = Config.fromfile(files / "c.py"), []
+        cfg.model.diffusion.train_noise = dict(type=kind)
+        model = build_model(cfg)
+
+        def solver(denoise, noise, path, grid, draws, seen=seen):
+            seen.extend([noise, draws.normal("step 1", noise)])
+            return noise
+
+        model.diffusion.solver = solver
+        model.sample_latents([VideoSample(index=i, label=i) for i in (1, 3)], 0, (4, 16, 24))
+        for noise in seen:
+            assert noise.shape == (2, 3, 4, 2, 3)
+            is_shared = torch.equal(noise, noise[:, :, :1].expand_as(noise))
+            assert is_shared == (kind == "SharedNoise")
+            assert not torch.equal(noise[0], noise[1])

@@ -4,7 +4,8 @@ import pytest
 import torch
 from mmengine.registry import init_default_scope
 
-from mmsora.registry import MODELS
+from mmsora import diffusion as D
+from mmsora.registry import CONDITIONERS, MODELS, SCHEDULERS
 from mmsora.utils.config_check import apply_choice, check_config
 from mmsora.utils.config_names import load_config
 
@@ -67,6 +68,43 @@ def test_it_is_sampled_as_published(name):
     settings = process.grid.num_steps, process.guidance.scale, process.guidance.rescale
     assert settings == ((20, 4.0, 0.7) if "stage_c" in name else (10, 1.1, 0.7))
     assert getattr(process.grid, "shift", 1) == (2 if "stage_c" in name else 1)
+
+
+@each_config
+def test_its_process_is_trained_as_published(name):
+    cfg = load_config(name)
+    process = SCHEDULERS.build(cfg.model.diffusion)
+    assert type(process.path) is D.CosinePath
+    assert process.path.log_shift == 0  # the shift is of sampling alone
+    parts = process.prediction, process.train_times, process.solver
+    assert [type(part) for part in parts] == [D.NoisePrediction, D.UniformTimes, D.Ancestral]
+    weighting, noise = process.loss_function.weighting, process.train_noise
+    assert type(weighting) is D.Adaptive
+    assert (len(weighting.means), weighting.decay) == (300, 0.99)
+    assert (weighting.edges[0], weighting.edges[-1]) == (-10, 10)
+    if name == "stage_b_700m_video":  # frames that have noise of their own flicker
+        assert (type(noise), noise.share) == (D.SharedNoise, 1)
+        noise = noise.noise
+    assert type(noise) is (D.PyramidNoise if "stage_b" in name else D.TrainNoise)
+    if "stage_b" in name:
+        assert (noise.decay, noise.largest) == (0.75, 16)
+    assert cfg.optim_wrapper.optimizer.lr == 1e-4
+    assert cfg.optim_wrapper.clip_grad.max_norm == 1
+
+
+@each_config
+def test_conditions_are_dropped_as_often_as_published(name):
+    with torch.device("meta"):
+        conditioner = CONDITIONERS.build(load_config(name).model.conditioner)
+    parts = list(getattr(conditioner, "parts", {"text": conditioner}).values())
+    rates = {type(part).__name__: part.drop_prob for part in parts}
+    published = {
+        "PooledTextConditioner": 0.05, "ImageConditioner": 0.9, "LatentConditioner": 0.1,
+    }  # fmt: skip
+    assert rates == {kind: published[kind] for kind in rates}
+    assert ("LatentConditioner" in rates) == ("stage_b" in name)
+    smallest = [part.smallest for part in parts if hasattr(part, "smallest")]
+    assert smallest == {"stage_b_1b5_image": [0.5], "stage_b_700m_video": [1]}.get(name, [])
 
 
 @each_config

@@ -110,6 +110,13 @@ def test_a_latent_that_is_known_is_not_made_again():
     assert (latent[1] == 7).all()
 
 
+def test_an_encoder_is_not_asked_where_all_is_known(monkeypatch):
+    conditioner, told = CONDITIONERS.build(LATENT), samples(2, latent=torch.ones(6, 2, 2, 4))
+    monkeypatch.setattr(conditioner.encoder, "encode", lambda video: pytest.fail("it was asked"))
+    conditioner.look(clips(), told)
+    assert (conditioner(told)["latent"] == 1).all()
+
+
 def test_a_video_is_shrunk_in_training_alone():
     conditioner = CONDITIONERS.build(LATENT | dict(smallest=0.5))
     plain, small = samples(2), samples(2)

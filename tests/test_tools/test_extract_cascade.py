@@ -85,6 +85,24 @@ def test_what_is_cached_is_what_the_compressor_makes(cache, config):
         assert stored[i]["data_samples"].label == clips()[i]["data_samples"].label
 
 
+def test_what_is_cached_is_of_its_own_clip_and_frame(config, tool, tmp_path):
+    """With weights of which latents differ; those above make nearly the same of everything."""
+    torch.manual_seed(0)
+    network = EfficientNetEncoder(**CODEC).eval()
+    save_file(network.state_dict(), tmp_path / "encoder.safetensors")
+    config(dict(type="MovingDigits", **DIGITS)).dump(tmp_path / "digits.py")
+    tool("extract_features").main([f"{tmp_path}/digits.py", "--out", f"{tmp_path}/latents"])
+    stored = CachedLatents(str(tmp_path / "latents"))
+    latents = torch.stack([stored[i]["inputs"][0] for i in range(CLIPS)])
+    vae = CascadeCompressor(str(tmp_path / "encoder.safetensors"), None, CODEC)
+    vae.init_weights()
+    videos = torch.stack([clips()[i]["inputs"] for i in range(CLIPS)]).float() / 127.5 - 1
+    torch.testing.assert_close(latents, vae.encode(videos))
+    for axis in (0, 2):  # clips, frames
+        assert latents.std(axis).mean() > 0.1 * latents.std()
+        assert not torch.allclose(latents, latents.roll(1, axis), atol=0.1 * latents.std())
+
+
 def test_temporal_layers_train_on_them_as_on_the_clips(cache, config, tmp_path, fill_weights):
     cached = config(dict(type="CachedLatents", data_root=str(cache)))
     cached.load_from = str(tmp_path / "image.safetensors")

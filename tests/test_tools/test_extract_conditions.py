@@ -1,5 +1,7 @@
 """What conditioners see in clips is cached with the latents, so that stage B needs no pixels."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from mmsora.apis import build_model
 from mmsora.datasets import CachedLatents
 from mmsora.models.conditioners.looking import lookers
 from mmsora.models.vaes.cascade_networks import EfficientNetEncoder, StageA
-from mmsora.registry import DATASETS, RUNNERS
+from mmsora.registry import CONDITIONERS, DATASETS, RUNNERS
 from mmsora.utils.draws import Draws
 from mmsora.utils.user_error import UserError
 
@@ -196,6 +198,20 @@ def test_another_encoder_or_another_scale_is_refused(config, extract, weights):
             RUNNERS.build(from_cache(cfg, folder)).train()
 
 
+def test_the_same_weights_in_another_place_are_taken(config, extract, tmp_path):
+    cached, cfg = CachedLatents(extract(config())), config()
+    effnet, image = (cfg.model.conditioner.parts[name].encoder for name in ("effnet", "image"))
+    effnet.pretrained = str(shutil.copy(effnet.pretrained, tmp_path / "moved.safetensors"))
+    image.folder = str(shutil.copytree(image.folder, tmp_path / "moved"))
+    parts = lookers(CONDITIONERS.build(cfg.model.conditioner))
+    assert {part.field for part in parts} == {"latent", "image_embedding"}
+    for part in parts:
+        made_by = cached.seen_by[part.field]
+        part.train_on_seen(made_by)
+        with pytest.raises(UserError, match="the weights in .*moved.* are others"):
+            part.train_on_seen(made_by | {"weights": "of another"})
+
+
 def test_a_cache_without_what_the_model_is_told(config, extract):
     plain = config()
     del plain.model.conditioner.parts["effnet"]
@@ -212,6 +228,18 @@ def test_each_epoch_that_is_kept_is_shrunk_by_its_own(config, extract):
     )
     assert flip.shape == (2, 3, 1, 2, 3)
     assert not torch.equal(one, other)
+
+
+def test_epochs_that_differ_in_nothing_else_are_shrunk_differently(config, extract):
+    store = CachedLatents(
+        extract(config(flips=False, smallest=0.5), "cache", "--clips", "2")
+    )._store
+    for row in range(0, 2 * FILES, 2):  # both epochs of a picture
+        one, other = (store.read("moments", row + epoch) for epoch in (0, 1))
+        assert torch.equal(one, other)
+    seen = [[store.read("seen.latent", 2 * i + epoch) for i in range(FILES)] for epoch in (0, 1)]
+    differ = [not torch.equal(one, other) for one, other in zip(*seen, strict=True)]
+    assert sum(differ) > FILES / 2
 
 
 def test_npy_files_have_no_place_for_it(config, extract, capsys):

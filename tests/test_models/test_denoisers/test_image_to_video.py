@@ -4,11 +4,14 @@ import copy
 
 import pytest
 import torch
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
 from torch.nn import functional as F
 
 from mmsora.models.layers.temporal import TemporalLayer
 from mmsora.registry import DENOISERS
 from mmsora.utils.checkpoint import load_denoiser
+from mmsora.utils.config_names import load_config
 from mmsora.utils.user_error import UserError
 
 DIT = dict(
@@ -170,6 +173,31 @@ def test_image_weights_are_trained_where_that_is_asked_for():
     assert model.image.training
     model(clips(), CLOCK, label=LABEL).square().mean().backward()
     assert all(p.grad is not None for p in model.image.parameters())
+
+
+def test_image_weights_are_trained_at_the_config_s_lower_rate():
+    cfg = load_config("dit_xl2_temporal_ucf101_256")
+    assert cfg.model.denoiser.train_image
+    init_default_scope("mmsora")
+    model = torch.nn.ModuleDict({"denoiser": video_dit(train_image=True)})
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = {}
+    for group in build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups:
+        found |= {names[parameter]: group["lr"] for parameter in group["params"]}
+    assert found.keys() == set(names.values())
+    for name, rate in found.items():
+        is_image = name.startswith("denoiser.image.") and "embed_label" not in name
+        assert rate == pytest.approx(1e-5 if is_image else 1e-4), name
+
+
+@torch.no_grad()
+def test_codes_alone_tell_the_frames_of_a_clip_apart():
+    """Attention has no order of its own."""
+    model, x = trained(video_dit(LAYERS["attention"])), clips()
+    order = torch.tensor([3, 0, 4, 1, 2])
+    out = model(x, CLOCK, label=LABEL)[:, :, order]
+    moved = model(x[:, :, order], CLOCK, label=LABEL)
+    assert (moved - out).abs().amax((1, 2, 3, 4)).min() > 1e-2 * out.abs().max()
 
 
 def test_a_batch_of_images_gives_every_parameter_a_gradient():

@@ -728,3 +728,55 @@ def test_with_temporal_layers_it_is_at_first_the_image_model(kind):
         told = {k: v[:, :, :1] if v.ndim == 5 else v for k, v in cond.items()}
         one = model(x[:, :, :1], clock, **told)
         assert torch.equal(one, image(x[:, :, :1], clock, **told))
+
+
+def trained_video(kind):
+    """Temporal layers as training could leave them."""
+    model = as_video(kind)
+    torch.manual_seed(6)
+    for weight in model.temporal.parameters():
+        nn.init.normal_(weight, std=0.2)
+    return model
+
+
+@both
+@torch.no_grad()
+def test_clips_of_a_batch_with_times_of_their_own_are_those_alone(kind):
+    model, (_, x, clock, told) = trained_video(kind), case(kind)
+    out = model(x, clock, **told)
+    frames = model.image(x, clock, **told)
+    assert (out - frames).abs().amax((1, 2, 3, 4)).min() > 5e-3  # they see one another
+    scale = out.abs().max().item()
+    for i in range(3):
+        own = {k: v[i : i + 1] for k, v in told.items()}
+        alone = model(x[i : i + 1], clock[i : i + 1], **own)
+        torch.testing.assert_close(out[i : i + 1], alone, rtol=0, atol=1e-5 * scale)
+
+
+@torch.no_grad()
+def test_images_beside_a_clip_are_stage_c_s_own():
+    model, (image, _, clock, told) = trained_video("C"), case("C", batch=2)
+    x = drawn(2, 5, 5, 4, 7, seed=7)
+    shapes = dict(text_pooled=(12,), text=(7, 10), image=(2, 14), sca=(), crp=())
+    beside = {k: drawn(2, 2, *v, seed=8 + i) for i, (k, v) in enumerate(shapes.items())}
+    beside |= {k: beside[k].sigmoid() for k in ("sca", "crp")}
+    of_images = {f"image_{k}": v for k, v in beside.items()}
+    out = model(x, clock, num_images=2, **told, **of_images)
+    scale = out.abs().max().item()
+    clip = model(x[:, :, :3], clock, **told)
+    torch.testing.assert_close(out[:, :, :3], clip, rtol=0, atol=1e-5 * scale)
+    for i in range(2):
+        alone = image(x[:, :, 3 + i : 4 + i], clock, **{k: v[:, i] for k, v in beside.items()})
+        torch.testing.assert_close(out[:, :, 3 + i : 4 + i], alone, rtol=0, atol=1e-5 * scale)
+
+
+@both
+def test_public_files_are_loaded_into_video_models(kind, tmp_path):
+    image, model = filled({"C": C, "B": B}[kind]), trained_video(kind)
+    for weight in model.image.parameters():
+        weight.data.zero_()
+    save_file(image.to_public(image.state_dict()), tmp_path / "stage.safetensors")
+    report = load_denoiser(model, tmp_path / "stage.safetensors")
+    assert report.kept == [f"temporal.{key}" for key in model.temporal.state_dict()]
+    assert not report.unused
+    assert all(torch.equal(v, model.image.state_dict()[k]) for k, v in image.state_dict().items())
