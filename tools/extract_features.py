@@ -399,12 +399,11 @@ class Encoder:
         draws = Draws(self.seed, [sample.index for sample in samples])
         for part in self.lookers:
             with torch.inference_mode(), self.autocast:
-                of_sides = [part.see(side, samples, draws) for side in sides]
-            both = [torch.stack(one) for one in zip(*of_sides, strict=True)]
-            for record, row in zip(
-                records, self._stored(both, samples, SEEN + part.field), strict=True
-            ):
-                record |= row
+                of_sides = [part.see_all(side, samples, draws) for side in sides]
+            for field in of_sides[0]:
+                both = zip(*(side[field] for side in of_sides), strict=True)
+                found = self._stored([torch.stack(one) for one in both], samples, SEEN + field)
+                records = [record | row for record, row in zip(records, found, strict=True)]
         return records
 
     def _texts(self, samples: Sequence[Any]) -> list[dict[str, "Tensor"]]:

@@ -79,6 +79,7 @@ class CachedLatents(_Epochs):
         self.texts_of: dict[str, Any] | None = about.get("text")
         self.seen_by: dict[str, Any] = about.get("seen") or {}
         self._tensors = [key for key in self._store.names if key.startswith("sample.")]
+        self._seen = [key for key in self._store.names if key.startswith(SEEN)]
 
     def __len__(self) -> int:
         return self._size
@@ -94,8 +95,9 @@ class CachedLatents(_Epochs):
         for key in self._tensors:
             value, name = self._store.read(key, row), key.removeprefix("sample.")
             setattr(sample, name, value.float() if name in EMBEDDINGS else value)
-        for field in self.seen_by:
-            setattr(sample, field, self._store.read(SEEN + field, row, flipped).float())
+        for key in self._seen:
+            value = self._store.read(key, row, flipped).float()
+            setattr(sample, key.removeprefix(SEEN), value)
         inputs = self._store.read("moments", row, flipped)
         return {"inputs": inputs, "data_samples": sample}
 

@@ -9,6 +9,8 @@ OF_IMAGES = {
     "label": "image_labels",
     "text": "image_texts",
     "text_embedding": "image_text_embeddings",
+    "latent": "image_latents",
+    "image_embedding": "image_image_embeddings",
 }
 
 
@@ -21,11 +23,13 @@ class VideoSample(BaseDataElement):
       derive from; a dataset that counts epochs goes on counting beyond its length.
     * ``label``: class number.
     * ``text``: caption; ``text_embedding``: what an encoder made of it, (length, width).
+    * ``latent``: what another VAE made of it.
+    * ``image_embedding``: what an encoder of pictures made of its first frame.
     * ``path``: where it came from.
     * ``weight``: how much its loss counts, 1 unless said; 0 for what only keeps the place of a
       file that cannot be read.
     * ``num_images``: so many of the last frames are independent images, and no part of the clip;
-      ``image_labels``, ``image_texts`` and ``image_text_embeddings`` say of each what the fields
+      ``image_labels``, ``image_texts`` and so on, as in ``OF_IMAGES``, say of each what the fields
       above say of the clip.
 
     Any other field may be set and travels along.

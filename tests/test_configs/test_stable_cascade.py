@@ -62,6 +62,23 @@ def test_in_stage_b_they_are_at_the_two_coarsest_levels():
     assert len(denoiser.places) == len(every) == 36
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("stage_c_1b_video", dict(text=(77, 1280), text_pooled=(1280,))),
+        ("stage_b_700m_video", dict(text_pooled=(1280,), effnet=(16, 16, 15, 26))),
+    ],
+)
+def test_clips_of_480_by_832_pass_through_the_video_models(name, told):
+    model = built(name)
+    size = model.vae.latent_size((16, 480, 832))
+    assert size == model.denoiser.size
+    with torch.device("meta"), torch.no_grad():
+        cond = {key: torch.empty(2, *shape) for key, shape in told.items()}
+        x = torch.empty(2, model.denoiser.in_channels, *size)
+        assert model.denoiser(x, torch.empty(2), **cond).shape == x.shape
+
+
 @each_config
 def test_it_is_sampled_as_published(name):
     process = built(name).diffusion

@@ -117,6 +117,36 @@ def test_an_encoder_is_not_asked_where_all_is_known(monkeypatch):
     assert (conditioner(told)["latent"] == 1).all()
 
 
+def test_images_beside_a_clip_are_seen_and_dropped_one_by_one():
+    conditioner = CONDITIONERS.build(LATENT | dict(drop_prob=0.5, smallest=0.5))
+    videos = torch.randn(3, 3, 5, 8, 16, generator=torch.Generator().manual_seed(0))
+    told, draws = samples(3, num_images=2), Draws(0, [7, 3, 5])
+    conditioner.look(videos, told, draws)
+    alone = samples(3)
+    conditioner.look(videos[:, :, 3:4], alone, draws)
+    assert [sample.latent.shape for sample in told] == [(6, 3, 2, 4)] * 3
+    assert [sample.image_latents.shape for sample in told] == [(2, 6, 1, 2, 4)] * 3
+    assert all(torch.equal(s.image_latents[0], a.latent) for s, a in zip(told, alone, strict=True))
+    cond = conditioner(told)
+    assert torch.equal(cond["latent"], torch.stack([sample.latent for sample in told]))
+    assert torch.equal(
+        cond["image_latent"], torch.stack([sample.image_latents for sample in told])
+    )
+    many = [told[0].clone() for _ in range(400)]
+    kept = conditioner(many, Draws(1, range(400)))
+    clip, images = (
+        kept[k].flatten(first).any(-1) for k, first in (("latent", 1), ("image_latent", 2))
+    )
+    for dropped in (
+        clip,
+        images[:, 0],
+        images[:, 1],
+        images[:, 0] == clip,
+        images[:, 0] == images[:, 1],
+    ):
+        assert dropped.float().mean().item() == pytest.approx(0.5, abs=0.1)
+
+
 def test_a_video_is_shrunk_in_training_alone():
     conditioner = CONDITIONERS.build(LATENT | dict(smallest=0.5))
     plain, small = samples(2), samples(2)

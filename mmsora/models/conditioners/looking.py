@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmsora.models.conditioners.conditioner import Conditioner
-from mmsora.structures.video_sample import VideoSample
+from mmsora.models.conditioners.conditioner import Conditioner, images_beside
+from mmsora.structures.video_sample import OF_IMAGES, VideoSample
 from mmsora.utils.draws import Draws
 from mmsora.utils.made_by import check_maker
 
@@ -77,9 +77,35 @@ class LookingConditioner(Conditioner):
         """
         if all(sample.get(self.field) is not None for sample in samples):
             return
-        for sample, seen in zip(samples, self.see(videos, samples, draws), strict=True):
-            if sample.get(self.field) is None:
-                setattr(sample, self.field, seen)
+        for field, seen in self.see_all(videos, samples, draws).items():
+            for sample, value in zip(samples, seen, strict=True):
+                if sample.get(field) is None:
+                    setattr(sample, field, value)
+
+    def see_all(
+        self, videos: Tensor, samples: Sequence[VideoSample], draws: Draws | None = None
+    ) -> dict[str, Sequence[Tensor]]:
+        """What there is to see in clips, and in the images beside them.
+
+        Args:
+            videos: (B, C, T, H, W) in [-1, 1].
+            samples: Their annotations.
+            draws: The batch's random numbers while training.
+
+        Returns:
+            Of each sample, by the fields that it goes to.
+        """
+        images = images_beside(samples)
+        frames = videos.shape[2] - images
+        seen = {self.field: self.see(videos[:, :, :frames], samples, draws)}
+        if images:
+            none = [VideoSample() for _ in samples]
+            each = [
+                self.see(frame[:, :, None], none, draws)
+                for frame in videos[:, :, frames:].unbind(2)
+            ]
+            seen[OF_IMAGES[self.field]] = [torch.stack(own) for own in zip(*each, strict=True)]
+        return seen
 
     def train_on_seen(self, made_by: dict[str, Any]) -> None:
         """Do without the encoder: training gets what it saw from a cache.

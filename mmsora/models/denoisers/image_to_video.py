@@ -190,6 +190,8 @@ def _per_frame(value: Tensor, frames: int, of_images: Tensor | None) -> Tensor:
     """A condition for every frame of the folded batch, that of the images behind the clip's."""
     if value.ndim == 5:  # a video, or one frame that stands for all
         value = value.expand(-1, -1, frames, -1, -1)
+        if of_images is not None:  # (B, num_images, C, 1, h, w)
+            value = torch.cat([value, of_images.squeeze(3).transpose(1, 2)], 2)
         return rearrange(value, "b c t h w -> (b t) c 1 h w")
     clip = value[:, None].expand(-1, frames, *value.shape[1:])
     return (clip if of_images is None else torch.cat([clip, of_images], 1)).flatten(0, 1)

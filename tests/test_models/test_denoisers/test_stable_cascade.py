@@ -753,13 +753,18 @@ def test_clips_of_a_batch_with_times_of_their_own_are_those_alone(kind):
         torch.testing.assert_close(out[i : i + 1], alone, rtol=0, atol=1e-5 * scale)
 
 
+@both
 @torch.no_grad()
-def test_images_beside_a_clip_are_stage_c_s_own():
-    model, (image, _, clock, told) = trained_video("C"), case("C", batch=2)
-    x = drawn(2, 5, 5, 4, 7, seed=7)
-    shapes = dict(text_pooled=(12,), text=(7, 10), image=(2, 14), sca=(), crp=())
+def test_images_beside_a_clip_are_the_image_model_s_own(kind):
+    model, (image, x, clock, told) = trained_video(kind), case(kind, batch=2)
+    x = drawn(2, x.shape[1], 5, *x.shape[3:], seed=7)
+    videos = {k: v for k, v in told.items() if v.ndim == 5}  # of the three frames of the clip
+    told |= {k: torch.cat([v, v[:, :, :1] + 1], 2) for k, v in videos.items()}
+    shapes = {
+        k: (v.shape[1], 1, *v.shape[3:]) if k in videos else v.shape[1:] for k, v in told.items()
+    }
     beside = {k: drawn(2, 2, *v, seed=8 + i) for i, (k, v) in enumerate(shapes.items())}
-    beside |= {k: beside[k].sigmoid() for k in ("sca", "crp")}
+    beside |= {k: beside[k].sigmoid() for k in ("sca", "crp") if k in beside}
     of_images = {f"image_{k}": v for k, v in beside.items()}
     out = model(x, clock, num_images=2, **told, **of_images)
     scale = out.abs().max().item()
