@@ -15,7 +15,11 @@ from mmsora.engine.hooks.report_hook import reporting_failure
 from mmsora.engine.hooks.watchdog_hook import naming_lost_ranks
 from mmsora.engine.optim_wrapper import DTYPES, AutocastOptimWrapper
 from mmsora.engine.parallel.launch import join
-from mmsora.engine.parallel.optimizers import separate_sharded, share_state
+from mmsora.engine.parallel.optimizers import (
+    leave_out_frozen,
+    separate_sharded,
+    share_state,
+)
 from mmsora.engine.parallel.plan import Parallel
 from mmsora.engine.parallel.sharding import make_mesh, same_on_all, shard
 from mmsora.engine.recompute import ActivationCheckpointing
@@ -108,8 +112,10 @@ class SoraRunner(ResumableRunner):
         )
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> OptimWrapper:
-        """Spread the optimizer's state too."""
+        """Without what is frozen, and with a state that is spread as the weights are."""
         wrapper: Any = super().build_optim_wrapper(optim_wrapper)
+        if hasattr(wrapper, "optimizer"):  # a wrapper of several has none
+            leave_out_frozen(wrapper.optimizer)
         if self.plan.mode in ("none", "ddp"):
             return wrapper
         if not isinstance(wrapper, AutocastOptimWrapper):

@@ -42,7 +42,8 @@ class VideoPreprocessor(BaseDataPreprocessor):
             raise ValueError(
                 f"clips are uint8 tensors (C, T, H, W), the dataset gives {inputs[0].dtype}"
             )
-        batch = inputs if isinstance(inputs, torch.Tensor) else torch.stack(list(inputs))
+        with torch.autocast("cpu", enabled=False):  # under which no float16 is stacked
+            batch = inputs if isinstance(inputs, torch.Tensor) else torch.stack(list(inputs))
         batch = batch.to(self.device, non_blocking=True).float()
         batch = batch if cached else batch / 127.5 - 1
         return {"inputs": batch, "data_samples": data["data_samples"]}

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmsora.engine import AutocastOptimWrapper, DenoiserEMAHook, SoraRunner
 from mmsora.engine.parallel.gradients import average_gradients, gradient_norm
-from mmsora.engine.parallel.optimizers import separate_sharded, share_state
+from mmsora.engine.parallel.optimizers import leave_out_frozen, separate_sharded, share_state
 from mmsora.registry import RUNNERS
 
 ROOT = Path(__file__).parents[2]
@@ -149,7 +149,9 @@ def checks(rank, world):
         {"params": [weights[2], frozen], "lr": 2.0},
         {"params": [torch.nn.Parameter(torch.zeros(1), requires_grad=False)]},
     ]
-    shared = share_state(torch.optim.SGD(groups, lr=1.0))
+    partly_frozen = torch.optim.SGD(groups, lr=1.0)
+    leave_out_frozen(partly_frozen)
+    shared = share_state(partly_frozen)
     return {
         "separated": [[len(w) for w in group["params"]] for group in mixed.param_groups],
         "groups": [(group["lr"], len(group["params"])) for group in shared.param_groups],

@@ -1,5 +1,7 @@
 """The compressor's latents of StableCascade, computed once, train its temporal layers."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -125,6 +127,34 @@ def test_temporal_layers_train_on_them_as_on_the_clips(cache, config, tmp_path, 
         data = model.data_preprocessor({name: [item[name] for item in batch] for name in names})
         losses.append(model.loss(*data.values(), Draws(0, [4, 1], 3))["loss_diffusion"])
     torch.testing.assert_close(*losses, rtol=2e-3, atol=1e-4)
+
+
+def test_a_run_from_a_cache_in_half_precision_is_resumed_to_the_bit(cache, config, tmp_path):
+    changes = {
+        "optim_wrapper.precision": "bf16",
+        "default_hooks.checkpoint.interval": 3,
+        "model.denoiser.train_image": True,
+    }
+
+    def run(name, **resume):
+        cfg = config(dict(type="CachedLatents", data_root=str(cache)))
+        apply_overrides(cfg, changes)
+        cfg.work_dir = str(tmp_path / name)
+        cfg.update(resume)
+        runner = RUNNERS.build(cfg)
+        runner.train()
+        own = {id(weight) for weight in runner.model.parameters()}
+        held = [w for group in runner.optim_wrapper.param_groups for w in group["params"]]
+        assert held
+        assert all(id(weight) in own for weight in held)  # no memory of the VAE stays
+        return load_checkpoint(Path(cfg.work_dir) / "iter_6")["state_dict"]
+
+    whole = run("whole")
+    halves = run("again", load_from=str(tmp_path / "whole/iter_3"), resume=True)
+    assert whole.keys() == halves.keys()
+    assert all(torch.equal(halves[key], value) for key, value in whole.items())
+    start = load_checkpoint(tmp_path / "whole/iter_3")["state_dict"]
+    assert not all(torch.equal(start[key], value) for key, value in whole.items())
 
 
 def test_a_frame_of_480_by_832_takes_12480_bytes():

@@ -6,15 +6,24 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-__all__ = ["separate_sharded", "share_state"]
+__all__ = ["leave_out_frozen", "separate_sharded", "share_state"]
+
+
+def leave_out_frozen(optimizer: Optimizer) -> None:
+    """Let go of weights that are not trained, so that those that nobody else needs are freed.
+
+    Args:
+        optimizer: Without state as yet.
+    """
+    for group in optimizer.param_groups:
+        group["params"] = [weight for weight in group["params"] if weight.requires_grad]
 
 
 def share_state(optimizer: Optimizer) -> ZeroRedundancyOptimizer:
     """ZeRO-1: each process updates its share of the weights and tells the others.
 
     Args:
-        optimizer: Without state as yet; its groups are cut to this process' share, and lose what
-            is frozen.
+        optimizer: Without state as yet; its groups are cut to this process' share.
 
     Returns:
         An optimizer of all groups, whose ``optim`` is the one given. Its ``state_dict`` would
@@ -25,11 +34,7 @@ def share_state(optimizer: Optimizer) -> ZeroRedundancyOptimizer:
         optimizer.param_groups = groups
         return optimizer
 
-    groups = [
-        {**group, "params": [weight for weight in group["params"] if weight.requires_grad]}
-        for group in optimizer.param_groups
-    ]
-    trained: Any = [group for group in groups if group["params"]]
+    trained: Any = [group for group in optimizer.param_groups if group["params"]]
     kind: Any = cut  # called in place of a class
     return ZeroRedundancyOptimizer(
         trained, kind, parameters_as_bucket_view=True, **optimizer.defaults
