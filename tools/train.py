@@ -171,6 +171,33 @@ def prepare(args: argparse.Namespace) -> "Config":
     return cfg
 
 
+def check_paths(cfg: "Config") -> None:
+    """Refuse at once what would be missed one by one, after the model was built."""
+    from mmsora.utils.config_check import config_dict
+
+    values, missing = config_dict(cfg), []
+    weights = values.get("load_from")
+    if weights and not cfg.get("resume") and _is_missing(weights):
+        missing.append(f"{weights}: no such file; set load_from")
+
+    def look(part: Any, keys: str) -> None:
+        if isinstance(part, dict) and _is_missing(part.get("data_root")):
+            make = "tools/extract_features.py makes it; " if "Cached" in part["type"] else ""
+            missing.append(f"{part['data_root']}: no such folder; {make}set {keys}.data_root")
+        inner = part.items() if isinstance(part, dict) else enumerate(part)
+        for key, value in inner:
+            if isinstance(value, dict | list):
+                look(value, f"{keys}.{key}")
+
+    look(values.get("train_dataloader", {}).get("dataset", {}), "train_dataloader.dataset")
+    if missing:
+        raise UserError(". ".join(missing))
+
+
+def _is_missing(path: Any) -> bool:
+    return isinstance(path, str) and "://" not in path and not Path(path).exists()
+
+
 def overrides_of(args: argparse.Namespace) -> dict[str, Any]:
     """What options of the command line set in the config, by dotted keys."""
     overrides: dict[str, Any] = dict(args.cfg_options)
@@ -232,8 +259,9 @@ def dry_run(cfg: "Config") -> None:
         dataset = DATASETS.build(cfg.train_dataloader.dataset)
     count = sum(p.numel() for p in denoiser.parameters())
     name, batch = type(denoiser).__name__, cfg.train_dataloader.batch_size
-    tokens = getattr(denoiser, "num_tokens", "unknown")
-    print(f"denoiser    {name}, {count / 1e6:.2f} M parameters, {tokens} tokens a sample")
+    tokens = getattr(denoiser, "num_tokens", None)
+    of_tokens = f", {tokens} tokens a sample" if tokens else ""
+    print(f"denoiser    {name}, {count / 1e6:.2f} M parameters{of_tokens}")
     print(f"data        {type(dataset).__name__}, {len(dataset)} samples")
     print(f"training    {cfg.train_cfg.max_iters} iterations of {batch} samples on each process")
     print(f"work dir    {cfg.work_dir}")
@@ -258,6 +286,7 @@ def train(args: argparse.Namespace) -> None:
     cfg, world = prepare(args), world_of(args)
     check_layout(args.layout, world)
     check_values(cfg, world)
+    check_paths(cfg)
     if args.dry_run or world is None:
         dry_run(cfg)
         return

@@ -172,3 +172,16 @@ def test_the_logged_norm_is_that_of_all_gradients(tiny_config, scalars):
     runner.train()
     assert [line["grad_norm"] for line in scalars(cfg.work_dir)] == pytest.approx(norms, rel=1e-5)
     assert min(norms) > 0.1
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_batch_norms_of_frozen_parts_are_no_matter_for_accumulation(monkeypatch, frozen):
+    said = []
+    monkeypatch.setattr(
+        "mmengine.optim.optimizer.optimizer_wrapper.print_log", lambda line, **_: said.append(line)
+    )
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.BatchNorm1d(2)))
+    model[1].requires_grad_(not frozen)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    AutocastOptimWrapper(optimizer, accumulative_counts=2).initialize_count_status(model, 0, 4)
+    assert bool(said) is not frozen

@@ -388,3 +388,15 @@ finally:
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(seconds() for _ in range(3)) <= 0.5
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_all_that_is_not_there_is_told_before_anything_is_built(tool, capsys, more):
+    command = ["stage_c_1b_video", "--layout", "1x4090", *more]
+    with pytest.raises(SystemExit):
+        tool("train").main(command)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "data/stable_cascade/stage_c_lite.safetensors: no such file; set load_from" in line
+    assert (
+        "data/own_latents: no such folder; tools/extract_features.py makes it; set train" in line
+    )
