@@ -87,9 +87,7 @@ class AutocastOptimWrapper(OptimWrapper):
             yield
         self.guard.note(getattr(getattr(model, "module", model), "last_batch", None))
 
-    def initialize_count_status(
-        self, model: nn.Module, init_counts: int, max_counts: int
-    ) -> None:
+    def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
         """As MMEngine's, which warns of batch norms: of those that are trained."""
         parts = model.modules()
         trained = [m for m in parts if any(p.requires_grad for p in m.parameters(recurse=False))]

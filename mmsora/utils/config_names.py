@@ -185,6 +185,9 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, ImportError) and error.__cause__:  # custom_imports; MMEngine adds a page
         return f"{error.__cause__}; is the folder that holds it on PYTHONPATH?"
     message = " ".join(str(error).split())
+    if "is reserved for config file" in message:
+        name = message.strip("'\"").split()[0]
+        return f"MMEngine keeps the name {name} for itself; call the variable otherwise"
     return message or "what a pure-Python config imports can be named in it, but not called"
 
 

@@ -397,6 +397,28 @@ def test_a_cascade_for_diffusers_and_for_its_authors(folder_of, tmp_path):
     assert written.endswith("for StableCascade, a class of ours, which diffusers does not have")
 
 
+@torch.no_grad()
+def test_low_rank_additions_go_into_the_weights(folder_of, tmp_path):
+    pytest.importorskip("peft")
+    lora = dict(type="LoRA", denoiser=CASCADE, modules=".*to_(q|k|v)", rank=3, alpha=2.0)
+    folder, average = folder_of(lora)
+    ours, alone = DENOISERS.build(lora).eval(), DENOISERS.build(CASCADE).eval()
+    ours.load_state_dict(average)
+    told = dict(text_pooled=torch.randn(2, 12), text=torch.randn(2, 7, 10))
+    x, clock = torch.randn(2, 5, 1, 4, 7), torch.tensor([0.2, 0.9])
+    expected = ours(x, clock, **told)
+    folders = {"public": "", "diffusers": "diffusion_pytorch_model.safetensors"}
+    for form, inside in folders.items():
+        out = tmp_path / f"{form}.safetensors"
+        export_weights(Stored(folder), out, form)
+        for weight in alone.parameters():
+            weight.zero_()
+        assert load_denoiser(alone, out / inside) == ([], [], [])
+        torch.testing.assert_close(alone(x, clock, **told), expected)
+    with ours.bare() as base:
+        assert not torch.allclose(base(x, clock, **told), expected)
+
+
 @pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_precision(checkpoint, tmp_path, name, dtype):
     file = tmp_path / "half.safetensors"

@@ -130,3 +130,10 @@ def test_mistakes_name_the_place_and_the_cure(tmp_path, files, pattern):
 def test_nothing_lazy_is_left_behind_by_a_mistake(tmp_path):
     message(write(tmp_path, top="b = c\n"))
     assert Config(dict(a=1)).a == 1
+
+
+def test_a_name_that_mmengine_keeps_for_itself(tmp_path):
+    path = write(tmp_path, own="size = 3\ntext = dict(drop_prob=0.1)\n")
+    assert message(path).endswith(
+        "own.py: MMEngine keeps the name text for itself; call the variable otherwise"
+    )

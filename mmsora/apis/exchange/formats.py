@@ -109,6 +109,17 @@ def _build(cfg: Config) -> Any:
         return DENOISERS.build(cfg.model.denoiser)
 
 
+def _merged(cfg: Config, weights: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+    """The denoiser without memory, and its weights; with additions to them the one that these are
+    made to, and their sums."""
+    with torch.device("meta"):
+        denoiser = _build(cfg)
+    if not hasattr(type(denoiser), "merged"):
+        return denoiser, weights
+    denoiser.load_state_dict(weights, assign=True)
+    return denoiser.base, denoiser.merged()
+
+
 def _kind(cfg: Config) -> str:
     """The denoiser's class; a config in a checkpoint has its dotted name."""
     return cfg.model.denoiser.type.rpartition(".")[2]
@@ -142,9 +153,7 @@ def _write_safetensors(
 
 
 def _write_public(out: Path, weights: dict[str, Tensor], cfg: Config, meta: dict[str, Any]) -> str:
-    with torch.device("meta"):
-        denoiser = _build(cfg)
-    theirs = public_weights(denoiser, weights)
+    theirs = public_weights(*_merged(cfg, weights))
     if out.suffix == ".safetensors":
         write_weights_file(out, theirs)
     elif out.suffix in (".pt", ".pth"):
@@ -157,11 +166,10 @@ def _write_public(out: Path, weights: dict[str, Tensor], cfg: Config, meta: dict
 def _write_diffusers(
     out: Path, weights: dict[str, Tensor], cfg: Config, meta: dict[str, Any]
 ) -> str:
-    with torch.device("meta"):
-        denoiser = _build(cfg)
+    denoiser, weights = _merged(cfg, weights)
     # Of the class: a network within another one cannot speak for it.
     theirs = denoiser.diffusers_config if hasattr(type(denoiser), "diffusers_config") else None
-    config = theirs or {"_class_name": _kind(cfg), "_mmsora_version": __version__}
+    config = theirs or {"_class_name": type(denoiser).__name__, "_mmsora_version": __version__}
     with _whole_folder(out) as folder:
         write_weights_file(folder / WEIGHTS_FILE, weights)
         write_json(folder / CONFIG_FILE, {**config, CONFIG_KEY: meta})
