@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from mmsora.datasets import CachedLatents, MovingDigits
+from mmsora.engine import LatentCacheHook
+from mmsora.engine.hooks import latent_cache_hook
 from mmsora.models.vaes.cascade_codec import CascadeCompressor
 from mmsora.models.vaes.cascade_networks import EfficientNetEncoder
 from mmsora.registry import DENOISERS, MODELS, RUNNERS
@@ -155,6 +157,19 @@ def test_a_run_from_a_cache_in_half_precision_is_resumed_to_the_bit(cache, confi
     assert all(torch.equal(halves[key], value) for key, value in whole.items())
     start = load_checkpoint(tmp_path / "whole/iter_3")["state_dict"]
     assert not all(torch.equal(start[key], value) for key, value in whole.items())
+
+
+@pytest.mark.parametrize("frames", [FRAMES, FRAMES + 1])
+def test_a_cache_of_another_size_than_the_model_s_is_told(cache, config, monkeypatch, frames):
+    said = []
+    monkeypatch.setattr(latent_cache_hook, "print_log", lambda line, **_: said.append(line))
+    cfg = config(dict(type="CachedLatents", data_root=str(cache)))
+    cfg.model.denoiser.frames = frames
+    runner = RUNNERS.build(cfg)
+    runner._train_dataloader = runner.build_dataloader(cfg.train_dataloader)
+    LatentCacheHook().before_run(runner)
+    lines = [line for line in said if "latents of (3, 3, 3)" in line and "is (4, 3, 3)" in line]
+    assert len(lines) == frames - FRAMES
 
 
 def test_a_frame_of_480_by_832_takes_12480_bytes():

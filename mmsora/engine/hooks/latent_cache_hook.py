@@ -56,6 +56,7 @@ class LatentCacheHook(Hook):
                     level=logging.WARNING,
                 )
             model.train_on_latents(made_by)
+            _compare_sizes(dataset, model.denoiser)
         if getattr(model.conditioner, "takes_text", False):
             _put_text_encoder_aside(model.conditioner, caches)
         for looker, cache in product(lookers(model.conditioner), caches):
@@ -65,6 +66,21 @@ class LatentCacheHook(Hook):
                     "told; extract them with this config"
                 )
             looker.train_on_seen(cache.seen_by[looker.field])
+
+
+def _compare_sizes(cache: Any, denoiser: Any) -> None:
+    """Say so where training has another size than what is sampled."""
+    sample = cache[0]
+    frames, height, width = sample["inputs"].shape[2:]
+    found = (frames - (sample["data_samples"].get("num_images") or 0), height, width)
+    made_for = tuple(getattr(denoiser, "size", found))
+    if found != made_for:
+        print_log(
+            f"{cache.data_root} has latents of {found} frames, rows and columns, trained on "
+            f"as they are; model.denoiser.size, which is sampled, is {made_for}",
+            logger="current",
+            level=logging.WARNING,
+        )
 
 
 def _put_text_encoder_aside(conditioner: Any, caches: list[Any]) -> None:
