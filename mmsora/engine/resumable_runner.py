@@ -182,9 +182,8 @@ class ResumableRunner(Runner):
         report = load_denoiser(denoiser, checkpoint, filename, projector)
         if getattr(self.bare_model.conditioner, "drop_prob", 0):
             denoiser.knows_null = True  # training teaches it from here on
-        for what, keys in report._asdict().items():
-            if keys:
-                self.logger.warning(f"{filename}: {what} {', '.join(keys)}")
+        for line in report.lines(filename):
+            self.logger.warning(line)
         self.logger.info(f"the denoiser starts from {filename}")
         self._has_loaded = True
         return checkpoint

@@ -158,11 +158,16 @@ def check_sizes(module: nn.Module, sizes: Mapping[str, torch.Size], source: str 
         if key in sizes and sizes[key] != own[key]
     ]
     if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise UserError(
             f"{source} is of another architecture than the config's "
-            f"{type(module).__name__}: {'; '.join(faults[:3])}{more}"
+            f"{type(module).__name__}: {_first_of(faults, '; ')}"
         )
+
+
+def _first_of(items: Sequence[str], joint: str) -> str:
+    """Three of them, and how many more there are."""
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return f"{joint.join(items[:3])}{more}"
 
 
 class LoadReport(NamedTuple):
@@ -177,6 +182,29 @@ class LoadReport(NamedTuple):
     changed: list[str]
     kept: list[str]
     unused: list[str]
+
+    def lines(self, source: str | Path) -> list[str]:
+        """What a log says of it.
+
+        Args:
+            source: The file.
+
+        Returns:
+            A line for each kind, none where all went straight.
+        """
+        unlike = [key for key in self.kept if key in self.unused]
+        kinds = {
+            f"{source}: changed to fit": self.changed,
+            f"of another shape in {source}, as initialised": unlike,
+            f"not in {source}, as initialised": [k for k in self.kept if k not in unlike],
+            f"in {source} alone, left out": [k for k in self.unused if k not in unlike],
+        }
+        many = {kind: f"{len(keys)} tensors, " for kind, keys in kinds.items() if len(keys) > 3}
+        return [
+            f"{kind}: {many.get(kind, '')}{_first_of(keys, ', ')}"
+            for kind, keys in kinds.items()
+            if keys
+        ]
 
 
 def load_denoiser(

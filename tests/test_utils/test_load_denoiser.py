@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from mmsora.apis import Inferencer
 from mmsora.registry import DENOISERS, MODELS, RUNNERS
 from mmsora.structures.video_sample import VideoSample
-from mmsora.utils.checkpoint import load_checkpoint, load_denoiser, save_checkpoint
+from mmsora.utils.checkpoint import LoadReport, load_checkpoint, load_denoiser, save_checkpoint
 from mmsora.utils.draws import Draws
 from mmsora.utils.user_error import UserError
 from mmsora.utils.video_io import probe_video
@@ -286,6 +286,25 @@ def test_repas_projectors_are_left_out(public_weights):
     report = load_denoiser(build(), weights)
     assert (report.changed, report.kept) == ([], [])
     assert report.unused == ["projectors.0.0.weight"]
+
+
+# What is said
+
+
+def test_a_log_says_what_was_not_loaded_straight():
+    report = LoadReport(
+        ["head.bias (64,) -> (32,)"],
+        [*(f"temporal.{i}.weight" for i in range(36)), "embed_label.weight"],
+        ["embed_label.weight", "projectors.0.0.weight"],
+    )
+    assert report.lines("dit.pt") == [
+        "dit.pt: changed to fit: head.bias (64,) -> (32,)",
+        "of another shape in dit.pt, as initialised: embed_label.weight",
+        "not in dit.pt, as initialised: 36 tensors, temporal.0.weight, temporal.1.weight, "
+        "temporal.2.weight and 33 more",
+        "in dit.pt alone, left out: projectors.0.0.weight",
+    ]
+    assert LoadReport([], [], []).lines("dit.pt") == []
 
 
 # What is refused

@@ -1,5 +1,6 @@
 """From images to videos: temporal layers in any denoiser of images."""
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -7,7 +8,8 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from einops import rearrange
+from einops import EinopsError, rearrange
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mmsora.models.layers.temporal import TemporalLayer
@@ -51,6 +53,8 @@ class ImageToVideo(nn.Module):
         train_image: bool = False,
     ) -> None:
         super().__init__()
+        if frames < 1:
+            raise ValueError(f"frames must be at least 1, got {frames}")
         self.image = DENOISERS.build(image)
         self.size = (frames, *self.image.size[1:])
         self.layout, self.train_image = layout, train_image
@@ -64,6 +68,7 @@ class ImageToVideo(nn.Module):
             TemporalLayer(width, **(layer or {})) for width in self.places.values()
         )
         self.image.requires_grad_(train_image)
+        self._warned = False
         self.train()
 
     def __getattr__(self, name: str) -> Any:
@@ -115,7 +120,20 @@ class ImageToVideo(nn.Module):
             )
         if frames - num_images == 1 and self.training:  # or a batch of images had no gradients
             out = out + 0 * sum(p.sum() for p in self.temporal.parameters())
+            self._warn_of_single_frames()
         return rearrange(out, "(b t) c 1 h w -> b c t h w", b=batch)
+
+    def _warn_of_single_frames(self) -> None:
+        if self._warned or not torch.is_grad_enabled():
+            return
+        self._warned = True
+        if not any(weight.requires_grad for weight in self.image.parameters()):
+            print_log(
+                "clips of one frame pass by the temporal layers, and a frozen image denoiser "
+                "learns nothing from single frames; give longer clips, or set train_image=True",
+                "current",
+                logging.WARNING,
+            )
 
     @contextmanager
     def _inserted(self, frames: int, num_images: int) -> Iterator[None]:
@@ -143,8 +161,15 @@ class ImageToVideo(nn.Module):
         out: Tensor,
     ) -> Tensor:
         """A forward hook: what a module gave goes through a temporal layer."""
-        sizes = _sizes_of(out, self.layout) | {"t": sum(frames_and_images)}
-        x = rearrange(out, f"{self.layout} -> {self._tokens}", **sizes)
+        try:
+            sizes = _sizes_of(out, self.layout) | {"t": sum(frames_and_images)}
+            x = rearrange(out, f"{self.layout} -> {self._tokens}", **sizes)
+        except (AttributeError, EinopsError) as error:  # the first where it is no tensor
+            gives = tuple(out.shape) if isinstance(out, Tensor) else f"a {type(out).__name__}"
+            raise ValueError(
+                f"layout={self.layout!r} of {len(_axes(self.layout))} axes does not fit {name}, "
+                f"which gives {gives}; choose other modules in `after`, or their layout"
+            ) from error
         if x.shape[-1] != self.places[name]:
             raise ValueError(
                 f"after={{...}} makes layers of the wrong width: {name} gives {x.shape[-1]} "
@@ -165,19 +190,26 @@ def _tokens_of(layout: str) -> str:
     return f"b t ({' '.join(axis for axis in axes if axis not in 'btc')}) c"
 
 
+def _axes(layout: str) -> list[str]:
+    """What stands for each axis of an output; ``_`` where several are folded into one."""
+    return re.sub(r"\([^)]*\)", "_", layout).split()
+
+
 def _sizes_of(out: Tensor, layout: str) -> dict[str, int]:
     """Sizes of the axes of space, which the pattern of tokens folds into one."""
-    axes = re.sub(r"\([^)]*\)", "_", layout).split()
     return {
         axis: size
-        for axis, size in zip(axes, out.shape, strict=True)
+        for axis, size in zip(_axes(layout), out.shape, strict=False)  # einops counts them
         if axis.isidentifier() and axis not in ("b", "t", "c", "_")
     }
 
 
 def _matching(image: nn.Module, pattern: str) -> list[str]:
     names = [name for name, _ in image.named_modules() if name]
-    found = [name for name in names if re.fullmatch(pattern, name)]
+    try:
+        found = [name for name in names if re.fullmatch(pattern, name)]
+    except re.error as error:
+        raise ValueError(f"after={pattern!r} is no regular expression: {error}") from error
     if not found:
         raise ValueError(
             f"after={pattern!r} matches no module of {type(image).__name__}; there are "

@@ -1,6 +1,8 @@
 """Temporal layers in a denoiser of images."""
 
 import copy
+import logging
+import re
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from torch.nn import functional as F
 
+from mmsora.models.denoisers import image_to_video
 from mmsora.models.layers.temporal import TemporalLayer
 from mmsora.registry import DENOISERS
 from mmsora.utils.checkpoint import load_denoiser
@@ -206,6 +209,23 @@ def test_a_batch_of_images_gives_every_parameter_a_gradient():
     assert all(p.grad is not None and not p.grad.any() for p in model.temporal.parameters())
 
 
+def test_single_frames_that_teach_nothing_are_told_once(monkeypatch):
+    told = []
+    monkeypatch.setattr(image_to_video, "print_log", lambda *line: told.append(line))
+    model, image = video_dit(), clips(frames=1)
+    model.eval()(image, CLOCK, label=LABEL)
+    with torch.no_grad():
+        model.train()(image, CLOCK, label=LABEL)
+    model(clips(), CLOCK, label=LABEL)
+    video_dit(train_image=True).train()(image, CLOCK, label=LABEL)
+    assert not told
+    for _ in range(2):
+        model(image, CLOCK, label=LABEL)
+    ((message, *rest),) = told
+    assert "a frozen image denoiser learns nothing from single frames" in message
+    assert rest == ["current", logging.WARNING]
+
+
 def test_maps_conditions_of_frames_and_dropout():
     DENOISERS.register_module(module=Maps, force=True)
     try:
@@ -269,19 +289,49 @@ def test_weights_of_images_and_of_videos_are_loaded():
     [
         (dict(after={"block": 16}), "after='block' matches no module of DiT; there are embed"),
         (dict(layout="(b t) n"), "layout must name b, t, c"),
+        (dict(after={"block(s": 16}), "after='block(s' is no regular expression: missing ), "),
+        (dict(frames=0), "frames must be at least 1, got 0"),
         (dict(layer=dict(heads=0, kernel=0)), "needs heads, a kernel or both"),
         (dict(layer=dict(kernel=2)), "kernel must be odd"),
         (dict(layer=dict(heads=3)), "width 16 is not divisible by heads 3"),
     ],
 )
 def test_wrong_arguments(changes, message):
-    with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)")):
+    with pytest.raises(ValueError, match=re.escape(message)):
         video_dit(**changes)
 
 
 def test_a_width_that_is_not_the_modules():
     model = video_dit(after={r"blocks\.1": 24})
     with pytest.raises(ValueError, match=r"after=.*blocks.1.* gives 16 channels, not 24"):
+        model(clips(), CLOCK, label=LABEL)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            dict(layout="b t c h w"),
+            "'b t c h w' of 5 axes does not fit blocks.1, which gives (10, ",
+        ),
+        (dict(layout="b t c"), "'b t c' of 3 axes does not fit blocks.1, which gives (10, "),
+        (
+            dict(layout="(b t) n 1 c"),
+            "of 4 axes does not fit blocks.1, which gives (10, 1, 6, 16)",
+        ),
+        (dict(after={"embed_clock": 16}), "fit embed_clock, which gives (10, 16); choose other m"),
+    ],
+)
+def test_a_layout_that_is_not_the_modules(changes, message):
+    model = video_dit(**changes)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model(clips(), CLOCK, label=LABEL)
+
+
+def test_a_module_that_gives_no_tensor():
+    model = video_dit()
+    model.image.blocks[1].register_forward_hook(lambda module, args, out: (out,))
+    with pytest.raises(ValueError, match=r"fit blocks\.1, which gives a tuple; choose"):
         model(clips(), CLOCK, label=LABEL)
 
 
