@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SHARES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 # Settings of a dataset that its samples do not depend on.
 NOT_KEPT = ("data_root", "on_error", "lazy_init", "serialize_data", "max_refetch")
+PROBES = 8  # samples that are read to see whether the pipeline gives a text
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -124,7 +125,7 @@ def prepare(args: argparse.Namespace) -> "Config":
 
 
 def conditioner_of(cfg: "Config", args: argparse.Namespace) -> Any:
-    """A config's conditioner, with its weights.
+    """A config's conditioner, without its weights.
 
     Args:
         cfg: The config.
@@ -149,8 +150,7 @@ def conditioner_of(cfg: "Config", args: argparse.Namespace) -> Any:
         raise UserError(
             f"--layout npy holds no {what}, which the model is told; take --layout shards"
         )
-    conditioner.init_weights()
-    return conditioner.eval()
+    return conditioner
 
 
 def text_encoder_of(conditioner: Any) -> Any:
@@ -236,6 +236,64 @@ def list_hash(dataset: Any) -> str | None:
     for number in range(len(dataset)):
         found.update(json.dumps(dataset.get_data_info(number), default=str).encode())
     return found.hexdigest()
+
+
+def check_texts(dataset: Any, conditioner: Any) -> None:
+    """See that all of a dataset's list have a text, if the model is told texts.
+
+    Args:
+        dataset: The dataset. One without a list is not looked at.
+        conditioner: Of the model, or None.
+
+    Raises:
+        UserError: There are samples without.
+    """
+    if text_encoder_of(conditioner) is None or not hasattr(dataset, "get_data_info"):
+        return
+    total = len(dataset)
+    without = [n for n in range(total) if dataset.get_data_info(n).get("text") is None]
+    # A pipeline may give texts itself, or refuse what has none.
+    probed = ((number, dataset[number]["data_samples"]) for number in without[:PROBES])
+    found = next((one for one in probed if one[1].get("weight") != 0), None)
+    if found is None or found[1].get("text") is not None:
+        return
+    number, sample = found
+    file, advice = caption_list(dataset)
+    if len(without) == total:
+        advice = advice or f"{type(dataset).__name__} gives no captions; take data that has some"
+        raise UserError(f"{file or 'train_dataloader.dataset'}: {advice}")
+    raise UserError(
+        f"{sample.get('path', f'sample {number}')}: no text to embed, as in {len(without)} of "
+        f"{total} samples{' (an empty caption counts as none)' if file else ''}; write captions "
+        f"for them, or take them out of {file or 'the dataset'}"
+    )
+
+
+def caption_list(dataset: Any) -> tuple[str, str]:
+    """Where a dataset's captions stand, and what to do if there are none.
+
+    Args:
+        dataset: The dataset.
+
+    Returns:
+        The list and the advice, empty for datasets that have no list of columns.
+    """
+    from mmsora.datasets.annotated import COLUMNS, AnnotatedVideos
+    from mmsora.datasets.records import find_list, read_records
+
+    if not isinstance(dataset, AnnotatedVideos):
+        return "", ""
+    name = dataset.list_file or find_list(dataset.data_root)
+    records = read_records(dataset.data_root, name)
+    there = {str(key) for record in records for key in record} - {"_folder"}
+    known = [dataset.columns["text"]] if "text" in dataset.columns else COLUMNS["text"]
+    empty = [column for column in known if column in there]
+    what = f"no caption in its column {empty[0]}, among" if empty else "no caption column among"
+    advice = (
+        f"{what} {', '.join(sorted(there))}; name one with "
+        "train_dataloader.dataset.columns.text=NAME"
+    )
+    return os.path.join(dataset.data_root, name or ""), advice
 
 
 def manifest_of(
@@ -552,10 +610,13 @@ def run(args: argparse.Namespace) -> None:
     gpu = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}" if torch.cuda.is_available() else "cpu"
     with user_errors():
         dataset = DATASETS.build(cfg.train_dataloader.dataset)
-        flip = take_flip(dataset)
-        vae = VAES.build(cfg.model.vae).requires_grad_(False).eval()
+        flip, conditioner = take_flip(dataset), conditioner_of(cfg, args)
+        check_texts(dataset, conditioner)
+        vae, device = VAES.build(cfg.model.vae).requires_grad_(False).eval(), args.device or gpu
         vae.init_weights()
-        conditioner, device = conditioner_of(cfg, args), args.device or gpu
+        if conditioner is not None:
+            conditioner.init_weights()
+            conditioner.eval()
         manifest = manifest_of(cfg, args, dataset, vae, conditioner, flip)
         vae, conditioner = vae.to(device), conditioner and conditioner.to(device)
         encoder = Encoder(cfg, args, vae, conditioner, flip, manifest["seed"])

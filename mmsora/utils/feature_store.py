@@ -33,6 +33,8 @@ __all__ = ["MANIFEST", "FeatureStore", "FeatureWriter", "checksum", "read_manife
 
 FORMAT = 1
 MANIFEST, INDEX, SHARED = "manifest.json", "index.json", "shared.safetensors"
+CHANGED = "list: files or annotations of the dataset have changed since"
+OF_DATA = ("list: ", "rows: ", "samples: ")  # what such a change changes
 OPEN_FILES = 64  # of a reader at once
 HEADER_SIZE = 8  # bytes, before the header of a safetensors file
 DTYPES: Final = {
@@ -60,7 +62,11 @@ def read_manifest(root: str | Path) -> dict[str, Any]:
         UserError: There is none, or of a later format.
     """
     path = Path(root, MANIFEST)
-    manifest = _read_json(path, "no features are stored here; tools/extract_features.py does")
+    manifest = _read_json(
+        path,
+        "no features are stored here; make them: python tools/extract_features.py CONFIG --out "
+        f"{root}",
+    )
     if manifest.get("format") != FORMAT:
         raise UserError(
             f"{path}: format {manifest.get('format')!r}, this version reads {FORMAT}; extract anew"
@@ -114,10 +120,14 @@ class FeatureWriter:
                 os.link(own, path)
         changes = config_diff(read_manifest(self.root), self.manifest)
         if changes:
-            raise UserError(
-                f"{self.root} holds other features: {'; '.join(changes)}. Set this back, or "
-                "write to another folder"
+            told = [CHANGED if line.startswith("list: ") else line for line in changes]
+            of_data = all(line.startswith(OF_DATA) for line in changes) and CHANGED in told
+            fix = (
+                "Write to another folder, or delete this one"
+                if of_data
+                else "Set this back, or write to another folder"
             )
+            raise UserError(f"{self.root} holds other features: {'; '.join(told)}. {fix}")
 
     def _clean(self) -> None:
         """Remove what a process that was killed left of files that are this one's to write."""

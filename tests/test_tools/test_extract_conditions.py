@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from mmsora.apis import build_model
@@ -14,6 +14,7 @@ from mmsora.datasets import CachedLatents
 from mmsora.models.conditioners.looking import lookers
 from mmsora.models.vaes.cascade_networks import EfficientNetEncoder, StageA
 from mmsora.registry import CONDITIONERS, DATASETS, RUNNERS
+from mmsora.structures.video_sample import OF_IMAGES
 from mmsora.utils.draws import Draws
 from mmsora.utils.user_error import UserError
 
@@ -22,6 +23,7 @@ COMPRESSOR = dict(
     parts=[[True, 1, 1, 4, 1], [True, 2, 2, 4, 1], [True, 2, 2, 6, 1]], width=8, channels=3
 )
 SIZE, FILES, CLASSES, EMBEDDED = (16, 24), 9, 3, 10
+CLIPS, FRAMES = 5, 3
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +165,73 @@ def test_what_the_denoiser_is_told_matters_to_the_loss(config, extract, fill_wei
         for item in batch:
             setattr(item["data_samples"], field, 1 - item["data_samples"].get(field))
         assert (losses_of(model, batch, range(FILES)) != plain).sum() > FILES / 3
+
+
+@pytest.fixture
+def joint_config(config, tmp_path):
+    """A config of stage B with temporal layers, of clips with two images beside each."""
+    for number in range(CLIPS):
+        path = tmp_path / f"clips/n{number % CLASSES}/{number}.gif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(100 + number).integers(0, 255, (FRAMES, 4, 6, 3), np.uint8)
+        first, *rest = (Image.fromarray(frame).resize(SIZE[::-1]) for frame in pixels)
+        first.save(path, save_all=True, append_images=rest)
+    cfg = config(flips=False)
+    parts = cfg.model.conditioner.parts
+    state = load_file(parts.effnet.encoder.pretrained)
+    state["mapper.1.running_var"].zero_()  # untrained, it makes nearly the same of everything
+    parts.effnet.encoder.pretrained = str(tmp_path / "compressor.safetensors")
+    save_file(state, parts.effnet.encoder.pretrained)
+    cfg.model.denoiser = dict(
+        type="ImageToVideo",
+        image=cfg.model.denoiser,
+        after={"down_blocks[.]1[.]2": 8},
+        layout="(b t) c h w",
+        frames=FRAMES,
+        layer=dict(heads=2),
+    )
+    steps = [dict(type="SampleFrames", num_frames=FRAMES), dict(type="DecodeVideo")]
+    cfg.train_dataloader.dataset = dict(
+        type="JointImages",
+        videos=dict(
+            type="ClassFolderVideos",
+            data_root=str(tmp_path / "clips"),
+            pipeline=[*steps, dict(type="PackVideo")],
+        ),
+        images=cfg.train_dataloader.dataset,
+        num_images=2,
+    )
+    return cfg
+
+
+def test_what_is_seen_in_images_beside_a_clip_is_cached(joint_config, extract, fill_weights):
+    cfg = joint_config
+    cached = CachedLatents(extract(cfg, "cache", "--clips", "2"))
+    files = DATASETS.build(cfg.train_dataloader.dataset)
+    model = build_model(cfg)
+    fill_weights(model.denoiser)
+    indices = [0, 4, CLIPS + 1, 2 * CLIPS - 1]  # two epochs, with other images beside each clip
+    batch = {key: [files[i][key] for i in indices] for key in ("inputs", "data_samples")}
+    data = model.data_preprocessor(batch)
+    told = [cached[i]["data_samples"] for i in indices]
+    assert [sample.num_images for sample in told] == [2] * 4
+    for part in lookers(model.conditioner):
+        seen = part.see_all(data["inputs"], data["data_samples"])
+        assert set(seen) == {part.field, OF_IMAGES[part.field]}
+        for field, values in seen.items():
+            stored = torch.stack([sample.get(field) for sample in told])
+            assert stored.std(0).mean() > 0.1
+            torch.testing.assert_close(stored, torch.stack(list(values)), rtol=1e-5, atol=1e-5)
+    expected = losses_of(model, files, indices)
+    model.train_on_latents(cached.latents_of)
+    for part in lookers(model.conditioner):
+        part.train_on_seen(cached.seen_by[part.field])
+    found = losses_of(model, cached, indices)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    others = {i: cached[i] for i in indices}
+    for item in others.values():
+        item["data_samples"].image_latents = item["data_samples"].image_latents.flip(0)
+    assert (losses_of(model, others, indices) - found).abs().max() > 1e-3 * found.max()
 
 
 def test_training_is_the_same_and_needs_no_encoder(

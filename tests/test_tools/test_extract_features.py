@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import random
+import re
+import shutil
 import time
 
 import numpy as np
@@ -16,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from mmsora.apis import build_model
 from mmsora.datasets import CachedLatents, NpyLatents
 from mmsora.models import CLIPText, FrameVAE, IdentityVAE
-from mmsora.registry import DATASETS, RUNNERS
+from mmsora.registry import CONDITIONERS, DATASETS, RUNNERS
 from mmsora.structures.video_sample import VideoSample
 from mmsora.utils.draws import Draws
 from mmsora.utils.user_error import UserError
@@ -271,7 +273,36 @@ def test_what_does_not_fit_is_refused_and_named(extract, config, tmp_path, capsy
         assert error.count("\n") == 1
         assert f"{tmp_path / 'cache'} holds other features" in error
         assert named in error
+        assert "Set this back, or write to another folder" in error
     assert content(tmp_path / "cache") == before
+
+
+def test_data_that_has_changed_since_needs_another_folder(extract, config, tmp_path, capsys):
+    shutil.copytree(config().train_dataloader.dataset.data_root, tmp_path / "images")
+    cfg = config(changes={"train_dataloader.dataset.data_root": str(tmp_path / "images")})
+    extract(options(cfg, tmp_path / "cache"))
+    folder = tmp_path / "images/train/n1"
+    for change in (
+        lambda: (folder / "1.png").rename(folder / "one.png"),
+        lambda: shutil.copy(folder / "one.png", folder / "more.png"),
+    ):
+        change()
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            extract(options(cfg, tmp_path / "cache"))
+        error = capsys.readouterr().err
+        assert "list: files or annotations of the dataset have changed since" in error
+        assert error.endswith(". Write to another folder, or delete this one\n")
+    assert f"samples: {IMAGES} -> {IMAGES + 1}" in error
+
+
+def test_a_cache_that_is_not_there(tmp_path):
+    with pytest.raises(UserError) as caught:
+        CachedLatents(str(tmp_path / "latents"))
+    assert str(caught.value) == (
+        f"{tmp_path}/latents/manifest.json: no such file; no features are stored here; make them: "
+        f"python tools/extract_features.py CONFIG --out {tmp_path}/latents"
+    )
 
 
 @pytest.mark.parametrize(
@@ -536,26 +567,123 @@ def test_another_text_encoder_is_refused(extract, text_config, tmp_path, clip, c
     RUNNERS.build(same).train()
 
 
-def test_mistakes_with_texts(extract, text_config, images, tmp_path, capsys):
+@pytest.fixture
+def encoder_of(extract_tool, tmp_path):
+    """Call it with a config for its conditioner, and for what encodes samples as they are."""
+
+    def make(cfg):
+        args = extract_tool.parse_args(options(cfg, tmp_path / "out"))
+        conditioner = extract_tool.conditioner_of(cfg, args)
+        conditioner.init_weights()
+        return conditioner, extract_tool.Encoder(cfg, args, IdentityVAE(), conditioner, 0.0, 0)
+
+    return make
+
+
+def sample_of(**known):
+    inputs = torch.zeros(3, 3, 4, 6, dtype=torch.uint8)
+    return [{"inputs": inputs, "data_samples": VideoSample(**known)}]
+
+
+def test_mistakes_with_texts(extract, text_config, encoder_of, tmp_path, capsys):
     def error(cfg, *more):
         with pytest.raises(SystemExit):
             extract(options(cfg, tmp_path / "out", *more))
         return capsys.readouterr().err
 
     assert "holds no texts" in error(text_config(), "--layout", "npy")
-    lines = (images / "list.jsonl").read_text().split("\n")
-    (images / "list.jsonl").write_text("\n".join([lines[0].replace('"text"', '"x"'), *lines[1:]]))
-    assert ".png: it, or an image beside it, has no text to embed" in error(text_config())
+    for known in ({}, {"text": "cats", "num_images": 1}):  # found late: no list shows them
+        with pytest.raises(UserError, match="sample 3: it, or an image beside it, has no text"):
+            encoder_of(text_config())[1](sample_of(index=3, **known))
 
 
-def test_texts_of_images_beside_a_clip_are_embedded(extract_tool, text_config, clip, tmp_path):
-    cfg = text_config()
-    args = extract_tool.parse_args(options(cfg, tmp_path / "out"))
-    conditioner = extract_tool.conditioner_of(cfg, args)
-    encoder = extract_tool.Encoder(cfg, args, IdentityVAE(), conditioner, 0.0, 0)
-    sample = VideoSample(index=0, text="a cat", num_images=2, image_texts=["fox", "dogs"])
-    batch = [{"inputs": torch.zeros(3, 3, 4, 6, dtype=torch.uint8), "data_samples": sample}]
-    record = encoder(batch)[0]
+@pytest.fixture
+def refused(extract, text_config, images, tmp_path, capsys, monkeypatch):
+    """Call it with entries of the list that are changed for why it is refused, with no work."""
+    entries = [json.loads(line) for line in (images / "list.jsonl").read_text().split("\n")]
+
+    def error(change, drop=(), **dataset):
+        changed = [change(dict(entry), number) for number, entry in enumerate(entries)]
+        (images / "list.jsonl").write_text("\n".join(map(json.dumps, changed)))
+        cfg = text_config()
+        cfg.train_dataloader.dataset.update(dataset)
+        for key in drop:
+            del cfg.train_dataloader.dataset[key]
+        for part in (CLIPText, FrameVAE):
+            monkeypatch.setattr(part, "init_weights", lambda _: pytest.fail("weights were read"))
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            extract(options(cfg, tmp_path / "out"))
+        assert not (tmp_path / "out").exists()
+        found = capsys.readouterr().err
+        assert found.count("\n") == 1
+        return found
+
+    return error
+
+
+class Listed:
+    """A list of which the pipeline refuses, or gives texts to, some that have none."""
+
+    def __init__(self, texts, made):
+        self.texts, self.made = texts, made
+
+    def __len__(self):
+        return len(self.texts)
+
+    def get_data_info(self, idx):
+        return {"path": str(idx), "text": self.texts[idx]}
+
+    def __getitem__(self, idx):
+        sample = VideoSample(index=idx, **self.made[idx])
+        return {"inputs": torch.zeros(3, 1, 4, 4), "data_samples": sample}
+
+
+@pytest.mark.parametrize("texts", [(None, None, None), ("a cat", None, None)])
+def test_texts_that_a_pipeline_gives_and_samples_that_it_refuses(extract_tool, text_config, texts):
+    conditioner = CONDITIONERS.build(text_config().model.conditioner)
+    given, skipped = dict(text="a fox"), dict(text="cats", weight=0.0)
+    extract_tool.check_texts(Listed(texts, [given] * 3), conditioner)
+    extract_tool.check_texts(Listed(texts, [given, skipped, skipped]), conditioner)
+    extract_tool.check_texts(Listed(texts, [{}] * 3), None)  # of a model without texts
+    with pytest.raises(UserError, match="sample 2: no text|Listed gives no captions; take"):
+        extract_tool.check_texts(Listed(texts, [skipped, skipped, {}]), conditioner)
+
+
+@pytest.mark.parametrize("text", ["", None, []])
+def test_captions_that_lack_are_found_before_anything_is_encoded(refused, images, text):
+    found = refused(lambda entry, n: entry | ({"text": text} if n in (5, IMAGES - 1) else {}))
+    assert re.search(
+        rf"{images}/train/n\d/\d+\.png: no text to embed, as in 2 of {IMAGES} samples \(an empty "
+        rf"caption counts as none\); write captions for them, or take them out of {images}/list",
+        found,
+    )
+    assert json.loads((images / "list.jsonl").read_text().split("\n")[5])["path"] in found
+
+
+def test_lists_without_any_caption(refused, images):
+    def told(entry, _):
+        return {"path": entry["path"], "description": entry["text"]}
+
+    fix = "; name one with train_dataloader.dataset.columns.text=NAME\n"
+    found = refused(told)
+    assert f"{images}/list.jsonl: no caption column among description, path{fix}" in found
+    assert "no caption column among path, text" in refused(
+        lambda entry, _: entry, columns={"text": None}
+    )
+    found = refused(lambda entry, _: entry | {"text": ""})
+    assert f"no caption in its column text, among path, text{fix}" in found
+
+
+def test_data_without_captions(refused):
+    found = refused(lambda entry, _: entry, ["ann_file"], type="ImageNetFolder")
+    assert "train_dataloader.dataset: ImageNetFolder gives no captions; take data" in found
+
+
+def test_texts_of_images_beside_a_clip_are_embedded(encoder_of, text_config):
+    conditioner, encoder = encoder_of(text_config())
+    sample = dict(text="a cat", num_images=2, image_texts=["fox", "dogs"])
+    record = encoder(sample_of(index=0, **sample))[0]
     states, mask = conditioner.encoder(["a cat", "fox", "dogs"])
     torch.testing.assert_close(record["sample.text_embedding"], states[0])
     assert torch.equal(record["sample.text_mask"], mask[0])
