@@ -34,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--prior-config",
-        help="its config; default the one named by the config's `prior`, or its own",
+        help="its config; default its checkpoint's own, else the one that CONFIG's `prior` names",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
@@ -48,22 +48,41 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--image", help="a picture that the videos are to be like")
     parser.add_argument("--sampler", help="one that the config offers under samplers, e.g. paper")
     parser.add_argument("--steps", type=int, help="of the solver; default as the config says")
-    parser.add_argument("--guidance", type=float, help="scale of guidance; 1 is none")
+    parser.add_argument(
+        "--guidance", type=float, help="its scale, 1 is none; default as the config says"
+    )
     parser.add_argument("--solver", help="its name, e.g. Euler, Heun, Ancestral")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise; default %(default)s")
     parser.add_argument("--batch-size", type=int, default=16, help="changes speed, not videos")
-    parser.add_argument("--out", default="samples", help="directory to write to")
+    parser.add_argument(
+        "--out", default="samples", help="directory to write to; default %(default)s"
+    )
     parser.add_argument("--format", choices=("mp4", "gif", "png"), default="mp4")
-    parser.add_argument("--fps", type=float, default=8, help="of the files")
-    parser.add_argument("--num-frames", type=int, help="default: as the model was made for")
-    parser.add_argument("--size", type=size, metavar="HxW", help="in pixels; default likewise")
+    parser.add_argument("--fps", type=float, default=8, help="of the files; default %(default)s")
+    parser.add_argument(
+        "--num-frames", type=int, help="default: what the prior, or else the model, is made for"
+    )
+    parser.add_argument(
+        "--size", type=size, metavar="HxW", help="in pixels; default: what the model is made for"
+    )
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--device", help="default: a GPU where there is one")
     parser.add_argument("--no-ema", action="store_true", help="the raw weights, not the average")
     parser.add_argument(
-        "--cfg-options", nargs="+", type=key_values, default=[], metavar="KEY=VALUE"
+        "--cfg-options",
+        nargs="+",
+        type=key_values,
+        default=[],
+        metavar="KEY=VALUE",
+        help="changes of CONFIG, not of the prior's",
     )
     args = parser.parse_args(argv)
+    check_args(parser, args)
+    return args
+
+
+def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with the usage where options make no sense."""
     if args.fps <= 0:
         parser.error(f"--fps must be positive, got {args.fps:g}")
     if args.prior_config is not None and args.prior is None:
@@ -72,7 +91,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--batch-size must be at least 1, got {args.batch_size}")
     if Path(args.out).is_file():
         parser.error(f"--out {args.out} is a file, not a directory")
-    return args
 
 
 def size(text: str) -> tuple[int, int]:
@@ -139,6 +157,33 @@ def prepare(args: argparse.Namespace) -> "Config":
     return cfg
 
 
+def config_of_prior(args: argparse.Namespace, cfg: "Config") -> str | None:
+    """The config of the stage before.
+
+    Args:
+        args: The command line, with a prior.
+        cfg: The config of the model.
+
+    Returns:
+        Its path or name; None for the one in its checkpoint.
+
+    Raises:
+        UserError: There is none.
+    """
+    from mmsora.utils.checkpoint import load_checkpoint
+
+    if args.prior_config is not None:
+        return args.prior_config
+    if "cfg" in (load_checkpoint(args.prior, parts=()).get("meta") or {}):
+        return None
+    if cfg.get("prior") is None:
+        raise UserError(
+            f"checkpoint {args.prior} holds no config and CONFIG names no `prior`; name one: "
+            "--prior-config CONFIG"
+        )
+    return cfg.prior
+
+
 def write(
     videos: "Tensor",
     labels: list[int] | list[str],
@@ -177,7 +222,7 @@ def write(
         "checkpoint_sha256": digest(Path(args.checkpoint)),
         "image": args.image,
         "prior": args.prior and str(args.prior),
-        "prior_config": args.prior and (args.prior_config or cfg.get("prior")),
+        "prior_config": args.prior_config,
         "ema": not args.no_ema,
         "command": args.command,
         "versions": {"mmsora": mmsora.__version__, "torch": torch.__version__},
@@ -222,7 +267,8 @@ def main(argv: list[str] | None = None) -> None:
         common = {"device": args.device, "use_ema": not args.no_ema, "dtype": args.dtype}
         prior = None
         if args.prior is not None:
-            prior = Inferencer(args.prior, args.prior_config or cfg.get("prior"), **common)
+            args.prior_config = config_of_prior(args, cfg)
+            prior = Inferencer(args.prior, args.prior_config, **common)
         inferencer = Inferencer(args.checkpoint, cfg, prior=prior, **common)
         labels = [inferencer.number(label) for label in args.labels or ()]
         prompts = prompts_of(args)

@@ -1,6 +1,7 @@
 """Sampling, the same for the command line, notebooks and other programs."""
 
 import difflib
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
@@ -13,7 +14,7 @@ from mmsora.apis.build import build_model, config_of, fill
 from mmsora.models.conditioners.conditioner import Conditioner
 from mmsora.models.conditioners.image import ImageConditioner
 from mmsora.models.conditioners.latent import LatentConditioner
-from mmsora.models.latent_diffusion import Denoiser
+from mmsora.models.latent_diffusion import Denoiser, LatentDiffusion
 from mmsora.structures.video_sample import VideoSample
 from mmsora.utils.checkpoint import WEIGHTS, load_checkpoint
 from mmsora.utils.user_error import UserError
@@ -90,7 +91,8 @@ class Inferencer:
             seed: Of the noise.
             batch_size: How many at a time.
             progress: Called with the number of finished videos after each batch.
-            num_frames: Of each video; None is what the model is made for.
+            num_frames: Of each video; None is what the prior is made for, or the model
+                where there is none.
             size: Height and width; None is what the model is made for.
             prompts: A video for each of these texts, which a model of texts needs; the empty text
                 where there is an image.
@@ -101,7 +103,8 @@ class Inferencer:
 
         Raises:
             UserError: A label is out of range, labels or prompts are given to a model that takes
-                none, or nothing is asked for.
+                none, nothing is asked for, a model needs a prior and has none, or no video is of
+                such a size.
         """
         if num_samples is not None and num_samples < 1:
             raise UserError(f"num_samples must be at least 1, got {num_samples}")
@@ -113,8 +116,8 @@ class Inferencer:
             first._show(image, samples)
         full = self._full_size(num_frames, size)
         batches = [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
-        if self.prior is not None:
-            self._ask_prior(self.prior, batches, seed, full)
+        if self.prior is not None and full is not None:
+            self._ask_prior(self.prior, batches, seed, self._prior_size(self.prior, full))
         videos, done = [], 0
         for batch in batches:
             with self._autocast():
@@ -150,7 +153,7 @@ class Inferencer:
         prior: "Inferencer",
         batches: Sequence[Sequence[VideoSample]],
         seed: int,
-        size: tuple[int, int, int] | None,
+        size: tuple[int, int, int],
     ) -> None:
         """Give every sample the latent of the stage before."""
         self.model.to("cpu")
@@ -200,6 +203,11 @@ class Inferencer:
         return num_samples or len(labels or range(classes)) or 1
 
     def _check(self, labels: Sequence[int | str] | None, prompts: Sequence[str] | None) -> None:
+        if self.prior is None and _has(self.model.conditioner, LatentConditioner):
+            raise UserError(
+                "the model decodes latents of another: give the stage before by --prior "
+                "CHECKPOINT, or prior=Inferencer(CHECKPOINT)"
+            )
         takes_text = getattr(self.model.conditioner, "takes_text", False)
         if prompts and not takes_text:
             raise UserError("the model takes no text: remove the prompts")
@@ -211,13 +219,29 @@ class Inferencer:
     def _full_size(
         self, num_frames: int | None, size: tuple[int, int] | None
     ) -> tuple[int, int, int] | None:
-        """Frames, height and width in pixels, or None for what the model is made for."""
-        if num_frames is None and size is None:
+        """Frames, height and width in pixels, or None for what the only model is made for."""
+        if num_frames is not None and num_frames < 1:
+            raise UserError(f"num_frames must be at least 1, got {num_frames}")
+        if size is not None and min(size) < 1:
+            raise UserError(f"size must be at least 1x1, got {size[0]}x{size[1]}")
+        if num_frames is None and size is None and self.prior is None:
             return None
-        frames, height, width = cast(Denoiser, self.model.denoiser).size
-        scale = self.model.vae.latent_size((1, 1024, 1024))
-        made_for = height * 1024 // scale[1], width * 1024 // scale[2]
-        return (num_frames or frames, *(size or made_for))
+        last = self.prior or self
+        frames, _, _ = cast(Denoiser, last.model.denoiser).size
+        full = (num_frames or frames, *(size or _made_for(self.model)))
+        _check_size(self.model, full)
+        return full
+
+    def _prior_size(self, prior: "Inferencer", full: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Of the stage before: in proportion to what the two are made for, as its latents are of a
+        coarser grain where it is made for smaller pictures."""
+        ours, theirs = _made_for(self.model), _made_for(prior.model)
+        scale = math.sqrt(math.prod(theirs) / math.prod(ours))
+        grain = _pixels(prior.model)
+        sides = [max(round(s * scale / g), 1) * g for s, g in zip(full[1:], grain, strict=True)]
+        size = (full[0], sides[0], sides[1])
+        _check_size(prior.model, size)
+        return size
 
     def _samples(self, labels: Sequence[int] | None, num_samples: int | None) -> list[VideoSample]:
         classes = getattr(self.model.conditioner, "num_classes", 0)
@@ -240,3 +264,26 @@ def _has(conditioner: Conditioner | None, kind: type[Conditioner]) -> bool:
     """Whether a conditioner is, or has among its parts, one of a kind."""
     modules = conditioner.modules() if conditioner is not None else ()
     return any(isinstance(module, kind) for module in modules)
+
+
+def _pixels(model: LatentDiffusion) -> tuple[int, int]:
+    """Rows and columns of pixels to one of the latent."""
+    _, height, width = model.vae.latent_size((1, 1024, 1024))
+    return 1024 // height, 1024 // width
+
+
+def _made_for(model: LatentDiffusion) -> tuple[int, int]:
+    """Height and width in pixels."""
+    _, height, width = cast(Denoiser, model.denoiser).size
+    down, across = _pixels(model)
+    return height * down, width * across
+
+
+def _check_size(model: LatentDiffusion, size: tuple[int, int, int]) -> None:
+    """Refuse frames, height and width that the model can make no video of, before it tries."""
+    try:
+        latent = model.vae.latent_size(size)
+        getattr(model.denoiser, "check_size", lambda _: None)(latent)
+    except ValueError as error:
+        side = _pixels(model)[0]
+        raise UserError(f"{error}; one of the latent is {side} x {side} pixels") from error

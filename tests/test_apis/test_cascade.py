@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mmsora.apis import Inferencer, build_model
 from mmsora.models import LatentDiffusion
@@ -13,6 +13,7 @@ from mmsora.models.text_encoders.cached_text import save_texts
 from mmsora.models.vaes.cascade_networks import EfficientNetEncoder, Previewer, StageA
 from mmsora.structures.video_sample import VideoSample
 from mmsora.utils.user_error import UserError
+from mmsora.utils.video_io import read_video
 
 COMPRESSOR = dict(parts=[[True, 1, 1, 4, 1], [True, 2, 2, 4, 1], [True, 2, 2, 6, 1]], width=8)
 STAGE_A = dict(width=4, depth=1, channels=4, codes=1)
@@ -209,8 +210,124 @@ def test_texts_reach_both_stages(tmp_path, fill_weights):
 def test_mistakes_are_named(files):
     with pytest.raises(UserError, match=r"c\.safetensors has no LatentConditioner"):
         load(files, "c", prior=load(files, "c"))
-    with pytest.raises(UserError, match="neither pixels nor latents of the stage before"):
+    with pytest.raises(UserError, match="give the stage before by --prior CHECKPOINT"):
         load(files, "b")(labels=[3])
+
+
+def changed(files, folder, name, size=None, is_image=False, **network):
+    """A stage made for another size, or of images, with the same weights."""
+    from mmengine.config import Config
+
+    cfg = Config.fromfile(files / f"{name}.py")
+    cfg.model.denoiser.image.update(network)
+    if size is not None:
+        cfg.model.denoiser.update(frames=size[0])
+        cfg.model.denoiser.image.update(size=(1, *size[1:]))
+    if is_image:
+        cfg.model.denoiser = cfg.model.denoiser.image
+    cfg.dump(folder / f"{name}.py")
+    weights = load_file(files / f"{name}.safetensors")
+    if is_image:
+        start = "image."
+        weights = {k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)}
+    save_file(weights, folder / f"{name}.safetensors")
+    return load(folder, name)
+
+
+@pytest.mark.parametrize(("c", "frames"), [((3, 2, 3), 3), ((1, 2, 3), 1)])
+def test_the_prior_says_how_many_frames_and_the_last_stage_how_large(
+    files, tmp_path, cascade, c, frames
+):
+    prior = changed(files, tmp_path, "c", size=c)
+    videos = load(files, "b", prior=prior)(labels=[3, 1], seed=7)
+    assert videos.shape == (2, 3, frames, 16, 24)
+    asked = cascade(labels=[3, 1], seed=7, num_frames=frames, size=(16, 24))
+    assert torch.equal(videos, asked)
+    larger = load(files, "b", prior=prior)(labels=[3], size=(24, 32))
+    assert larger.shape == (1, 3, frames, 24, 32)
+    assert load(files, "b", prior=prior)(labels=[3], num_frames=4).shape == (1, 3, 4, 16, 24)
+
+
+@pytest.mark.parametrize(
+    ("made_for", "size", "expected"),
+    [
+        ((2, 2, 3), None, (2, 2, 3)),
+        ((2, 2, 3), (24, 32), (2, 3, 4)),
+        ((2, 1, 1), None, (2, 1, 1)),  # of a coarser grain: 8 x 8 pixels beside 16 x 24
+        ((2, 4, 6), None, (2, 4, 6)),
+        ((2, 4, 6), (8, 40), (2, 2, 10)),
+        ((2, 2, 3), (12, 20), (2, 2, 2)),  # the nearest that it has latents of
+    ],
+)
+def test_latents_of_the_first_stage_are_in_proportion(
+    files, tmp_path, monkeypatch, made_for, size, expected
+):
+    prior, found = changed(files, tmp_path, "c", size=made_for), []
+    cascade = load(files, "b", prior=prior)
+    sample = prior.model.sample_latents
+
+    def noted(*words):
+        latents = sample(*words)
+        found.append(tuple(latents.shape[2:]))
+        return latents
+
+    monkeypatch.setattr(prior.model, "sample_latents", noted)
+    videos = cascade(labels=[3], size=size)
+    assert videos.shape[2:] == (2, *(size or (16, 24)))
+    assert found == [expected]
+
+
+def test_a_stage_of_images_beside_one_of_videos(files, tmp_path, cascade):
+    image_b, image_c = (changed(files, tmp_path, name, is_image=True) for name in "bc")
+    image_b.prior = load(files, "c")
+    films = image_b(labels=[3], seed=7)
+    assert films.shape == (1, 3, 2, 16, 24)
+    assert not close_in_grey(films, cascade(labels=[3], seed=7))
+    assert load(files, "b", prior=image_c)(labels=[3]).shape == (1, 3, 1, 16, 24)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (dict(num_frames=0), "num_frames must be at least 1, got 0"),
+        (dict(num_frames=-2), "num_frames must be at least 1, got -2"),
+        (dict(size=(0, 24)), "size must be at least 1x1, got 0x24"),
+        (
+            dict(size=(4, 24)),
+            "latents of 1x6: this StableCascade takes .* of 1, from 2 on; one of",
+        ),
+    ],
+)
+def test_a_size_that_no_film_has(cascade, words, message, monkeypatch):
+    monkeypatch.setattr(LatentDiffusion, "sample_latents", None)  # nothing has been sampled
+    with pytest.raises(UserError, match=message):
+        cascade(labels=[3], **words)
+
+
+@pytest.mark.parametrize(("strided", "smallest"), [(True, 16), (False, 8)])
+def test_sizes_are_divisible_by_the_patch(
+    files, tmp_path, fill_weights, cascade, strided, smallest
+):
+    """And by no more: levels below it are rounded."""
+    from mmengine.config import Config
+
+    cfg = Config.fromfile(files / "b.py")
+    cfg.model.denoiser.image.update(patch=2, strided=strided)
+    cfg.dump(tmp_path / "b.py")
+    network = fill_weights(build_model(cfg).denoiser)
+    save_file(network.state_dict(), tmp_path / "b.safetensors")
+    patched = load(tmp_path, "b", prior=cascade.prior)
+    for size in ((smallest, 24), (24, 40), (24, smallest)):
+        assert patched(labels=[3], num_frames=1, size=size).shape[-2:] == size
+    for size in ((28, 24), (24, 28)):
+        latent = f"{size[0] // 4}x{size[1] // 4}"
+        with pytest.raises(UserError, match=f"latents of {latent}: .* multiples of 2, from"):
+            patched(labels=[3], size=size)
+    for size in ((smallest - 8, 24), (24, smallest - 8)) if strided else ():
+        with pytest.raises(UserError, match="multiples of 2, from 4 on; one .* is 4 x 4 pixels"):
+            patched(labels=[3], size=size)
+    with pytest.raises(UserError, match="not divisible by 4, as stage A needs"):
+        patched(labels=[3], size=(24, 26))
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -223,6 +340,78 @@ def test_the_command_samples_both_stages(files, cascade, tool, tmp_path, capsys,
     assert "2 videos in" in capsys.readouterr().out
     assert json.loads((tmp_path / "0001_label1_seed7.json").read_text())["label"] == 1
     assert len(list(tmp_path.glob("000*_seed7*.png"))) == 2
+
+
+def run_infer(tool, capsys, words, out):
+    """What it says, and its notes; None where it refuses."""
+    capsys.readouterr()
+    command = [str(w) for w in (*words, "--labels", 3, "--out", out, "--device", "cpu")]
+    try:
+        tool("infer").main([*command, "--format", "png"])
+    except SystemExit:
+        return capsys.readouterr().err, None
+    return capsys.readouterr().out, json.loads((out / "0000_label3_seed0.json").read_text())
+
+
+def test_the_config_of_the_first_stage(files, cascade, tool, tmp_path, capsys):
+    """Asked for, else the checkpoint's own, else the one that the second stage names."""
+    from mmengine.config import Config
+
+    from mmsora.utils.checkpoint import save_checkpoint
+    from mmsora.utils.config_check import config_dict
+
+    cfg = Config.fromfile(files / "c.py")
+    cfg.model.denoiser.frames = 3
+    meta = {"cfg": json.dumps(config_dict(cfg))}
+    state = cascade.prior.model.state_dict()
+    own, raw = tmp_path / "own.pth", files / "c.safetensors"
+    save_checkpoint({"meta": meta, "state_dict": state}, own)
+    nameless = tmp_path / "nameless.py"
+    lines = (files / "b.py").read_text().splitlines()
+    nameless.write_text("\n".join(line for line in lines if not line.startswith("prior")))
+
+    def run(config, prior, *words):
+        words = [config, "--checkpoint", files / "b.safetensors", "--prior", prior, *words]
+        return run_infer(tool, capsys, words, tmp_path / "out")
+
+    def frames():
+        return read_video(tmp_path / "out/0000_label3_seed0.png").shape[0]
+
+    named, asked = str(files / "c.py"), ("--prior-config", files / "c.py")
+    for arguments, noted, count in [
+        ((files / "b.py", own), None, 3),
+        ((nameless, own), None, 3),
+        ((files / "b.py", own, *asked), named, 2),
+        ((files / "b.py", raw), named, 2),
+        ((nameless, raw, *asked), named, 2),
+    ]:
+        _, note = run(*arguments)
+        assert note["prior_config"] == noted
+        assert frames() == count
+    said, note = run(nameless, raw)
+    assert note is None
+    assert said.count("\n") == 1
+    assert said.startswith(f"error: checkpoint {raw} holds no config")
+    assert "--prior-config CONFIG" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give the stage before by --prior CHECKPOINT"),
+        (["--prior", "c", "--num-frames", 0], "num_frames must be at least 1, got 0"),
+        (["--prior", "c", "--num-frames", -2], "num_frames must be at least 1, got -2"),
+        (["--prior", "c", "--size", "24x26"], "size 24x26 is not divisible by 4"),
+        (["--prior", "c", "--size", "0x24"], "size must be at least 1x1, got 0x24"),
+    ],
+)
+def test_the_command_refuses_in_one_line(files, tool, tmp_path, capsys, words, message):
+    words = [files / "c.safetensors" if word == "c" else word for word in words]
+    words = [files / "b.py", "--checkpoint", files / "b.safetensors", *words]
+    said, note = run_infer(tool, capsys, words, tmp_path / "out")
+    assert note is None
+    assert said.count("\n") == 1
+    assert message in said
 
 
 def test_a_config_of_the_first_stage_needs_its_weights(files, tool, capsys):

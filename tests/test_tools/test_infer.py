@@ -142,6 +142,7 @@ def test_a_config_may_be_named(run, infer, fails, checkpoint, tiny_config, tmp_p
         (["--solver", "Eulre"], "did you mean 'Euler'?"),
         (["--sampler", "paper"], "the config has no sampler 'paper'; it offers none"),
         (["--steps", 0], "num_steps must be at least 1, got 0"),
+        (["--num-frames", 0], "num_frames must be at least 1, got 0"),
         (["--num-samples", 0], "num_samples must be at least 1, got 0"),
         (["--cfg-options", "model.diffusion.gird.num_steps=3"], "model.diffusion.grid.num_steps"),
         (["--cfg-options", "model.denoiser.depth=4"], "missing denoiser.blocks.2"),
@@ -181,6 +182,21 @@ def test_what_argparse_refuses(infer, checkpoint, arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         infer.main(["--checkpoint", str(checkpoint), *arguments])
     assert "usage: " in capsys.readouterr().err
+
+
+def test_the_help_says_the_defaults(infer, capsys):
+    with pytest.raises(SystemExit):
+        infer.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "directory to write to; default samples",
+        "of the files; default 8",
+        "of the noise; default 0",
+        "1 is none; default as the config says",
+        "changes of CONFIG, not of the prior's",
+        "default its checkpoint's own, else the one that CONFIG's `prior` names",
+    ):
+        assert words in said
 
 
 def test_prompts_for_a_model_of_labels(fails, checkpoint, tmp_path):

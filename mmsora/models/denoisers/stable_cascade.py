@@ -122,6 +122,7 @@ class StableCascade(nn.Module):
         for level in self.levels:
             if level.heads and level.width % level.heads:
                 raise ValueError(f"width {level.width} is not divisible by heads {level.heads}")
+        self._patch, self._least = patch, patch * 2 ** (len(levels) - 1) if strided else patch
         self._adopt_parts(patch, strided)
         self.embed_label = (
             nn.Embedding(num_classes + 1, self.conditions.pooled) if num_classes else None
@@ -261,6 +262,7 @@ class StableCascade(nn.Module):
         numbers = {"sca": sca, "crp": crp}
         said = {"label": label, "text_pooled": text_pooled, "text": text, "image": image}
         self._check_told({**said, **numbers, "effnet": effnet, "pixels": pixels})
+        self.check_size(x.shape[2:])
         frames = x.shape[2]
         at = self._times(clock, numbers).repeat_interleave(frames, 0)
         tokens = self._tokens(said).repeat_interleave(frames, 0)
@@ -273,6 +275,22 @@ class StableCascade(nn.Module):
             h = h + _resized(shown, h)
         out = self.clf(self._through_levels(h, at, tokens))
         return rearrange(out, "(b t) c h w -> b c t h w", t=frames)
+
+    def check_size(self, size: Sequence[int]) -> None:
+        """Refuse latents that patches or levels do not divide.
+
+        Args:
+            size: Their frames, height and width.
+
+        Raises:
+            ValueError: These cannot be.
+        """
+        _, height, width = size
+        if height % self._patch or width % self._patch or min(height, width) < self._least:
+            raise ValueError(
+                f"latents of {height}x{width}: this StableCascade takes heights and widths that "
+                f"are multiples of {self._patch}, from {self._least} on"
+            )
 
     def _check_told(self, told: Mapping[str, Tensor | None]) -> None:
         takes = self.conditions
