@@ -252,6 +252,9 @@ def test_training_is_the_same_and_needs_no_encoder(
     parts = {part.field: part.encoder for part in lookers(runner.model.conditioner)}
     assert all(weight.is_meta for weight in parts["latent"].parameters())
     assert parts["image_embedding"].model is None
+    own = {id(weight) for weight in runner.model.parameters()}
+    groups = runner.optim_wrapper.param_groups
+    assert all(id(weight) in own for group in groups for weight in group["params"])
     one, other = ([line["loss"] for line in scalars(tmp_path / n)] for n in ("files", "cached"))
     assert len(one) == 3
     assert one == pytest.approx(other, rel=1e-5)
