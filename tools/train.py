@@ -286,12 +286,13 @@ def train(args: argparse.Namespace) -> None:
     cfg, world = prepare(args), world_of(args)
     check_layout(args.layout, world)
     check_values(cfg, world)
-    check_paths(cfg)
     if args.dry_run or world is None:
+        check_paths(cfg)
         dry_run(cfg)
         return
     if not args.skip_fit_check:
         check_fit(cfg, world)
+    check_paths(cfg)
     from mmsora.registry import RUNNERS
     from mmsora.utils.config_check import user_errors
 
