@@ -14,6 +14,7 @@ from mmsora.apis.estimate.state import optimizer_bytes
 from mmsora.apis.estimate.step import cost_of, setup_of
 from mmsora.apis.estimate.total import _largest, largest_batch
 from mmsora.models import CLIPText, DINOv2
+from mmsora.utils.config_check import apply_choice
 from mmsora.utils.config_names import load_config
 from mmsora.utils.gpus import GPUS
 from mmsora.utils.user_error import UserError
@@ -237,3 +238,11 @@ def test_a_config_without_a_size_of_its_batches_is_told(small):
     del cfg.train_dataloader["batch_size"]
     with pytest.raises(UserError, match=r"train_dataloader\.batch_size is not set"):
         estimate(cfg)
+
+
+def test_images_beside_cached_clips_come_with_what_is_seen_in_them():
+    cfg = load_config("stage_b_700m_video")
+    apply_choice(cfg, "layouts", "1x4090")
+    setup = setup_of(cfg)
+    more = cost_of(setup._replace(images=2)).forward / cost_of(setup).forward
+    assert 1 < more < 18 / 16  # images pass by the temporal layers

@@ -237,8 +237,9 @@ def _samples(model: LatentDiffusion, setup: Setup) -> list[VideoSample]:
         known |= {"num_images": setup.images, "image_labels": [0] * setup.images}
         known["image_texts"] = [""] * setup.images
     if setup.cached:
-        size = _video_size(model.vae, cast(Denoiser, model.denoiser).size)
-        clip = torch.empty(1, 3, *size, device="meta")
+        frames, *sides = _video_size(model.vae, cast(Denoiser, model.denoiser).size)
+        clip = torch.empty(1, 3, frames + setup.images, *sides, device="meta")
         for part in lookers(model.conditioner):
-            known[part.field] = part.see(clip, [VideoSample()])[0]
+            seen = part.see_all(clip, [VideoSample(num_images=setup.images)])
+            known |= {field: values[0] for field, values in seen.items()}
     return [VideoSample(index=index, **known) for index in range(setup.batch)]
